@@ -1,0 +1,1 @@
+"""Layers, bottlenecks and backbones. Nothing here knows of papers, data or training."""

@@ -1,0 +1,1 @@
+"""Run pages and the scoreboard, made from records; only the commands import this room."""

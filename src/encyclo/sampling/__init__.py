@@ -1,0 +1,1 @@
+"""Turning a model into output: autoregressive, masked, diffusion."""

@@ -1,0 +1,1 @@
+"""Sparse and dense indexes behind one interface."""

@@ -1,0 +1,1 @@
+"""Raw data to tokens or bytes, and back."""
