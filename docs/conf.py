@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
-from encyclo import __version__  # noqa: E402
+from encyclo import __version__
 
 project = "Encyclo"
 author = "The Encyclo authors"

@@ -34,7 +34,9 @@ def systems() -> None:
     lines = ["# Systems", "", "| system | wing | year | what it is | verbs |", "|---|---|---|---|---|"]
     for slug, card in catalogue.cards().items():
         verbs = ", ".join(f"`{v}`" for v in card.verbs)
-        lines.append(f"| [{slug}]({slug}.md) | {card.wing.replace('_', ' ')} | {card.year} | {card.summary} | {verbs} |")
+        lines.append(
+            f"| [{slug}]({slug}.md) | {card.wing.replace('_', ' ')} | {card.year} | {card.summary} | {verbs} |"
+        )
         (DOCS / "systems" / f"{slug}.md").write_text(system_page(slug), encoding="utf-8")
     lines += ["", "```{toctree}", ":hidden:", "", *catalogue.cards(), "```", ""]
     (DOCS / "systems" / "index.md").write_text("\n".join(lines), encoding="utf-8")
@@ -85,8 +87,10 @@ def measured(record: dict[str, Any]) -> list[str]:
         "| claim | verdict | measured |",
         "|---|---|---|",
     ]
-    for claim in record["claims"]:
-        lines.append(f"| {claim['statement']} *({WORDS[claim['kind']]})* | **{claim['verdict']}** | {claim['sentence']} |")
+    lines += [
+        f"| {claim['statement']} *({WORDS[claim['kind']]})* | **{claim['verdict']}** | {claim['sentence']} |"
+        for claim in record["claims"]
+    ]
     lines += ["", "| arm | parameters | " + " | ".join(record["columns"].values()) + " |"]
     lines.append("|---|---|" + "---|" * len(record["columns"]))
     for row in rows(record):
@@ -106,7 +110,15 @@ def rooms() -> None:
         index.append(room)
         page = [f"# {room}", "", "```{eval-rst}", f".. automodule:: encyclo.{room}", "   :no-members:", "```", ""]
         for module in modules:
-            page += [f"## {module}", "", "```{eval-rst}", f".. automodule:: encyclo.{room}.{module}", "   :members:", "```", ""]
+            page += [
+                f"## {module}",
+                "",
+                "```{eval-rst}",
+                f".. automodule:: encyclo.{room}.{module}",
+                "   :members:",
+                "```",
+                "",
+            ]
         (DOCS / "rooms" / f"{room}.md").write_text("\n".join(page), encoding="utf-8")
     core = ["# core", "", "What every system stands on.", ""]
     for module in ("catalogue", "card", "config", "system", "verbs", "experiment", "pretrained", "picture", "errors"):
@@ -140,7 +152,9 @@ def packs() -> None:
     for name in data.names():
         m = data.manifest(name)
         count = ", ".join(f"{split} {n:,}" for split, n in m.rows.items())
-        page.append(f"| `{name}` | {m.kind} | {count} | {m.package} | [{m.licence}]({m.licence_url}) | {m.attribution} |")
+        page.append(
+            f"| `{name}` | {m.kind} | {count} | {m.package} | [{m.licence}]({m.licence_url}) | {m.attribution} |"
+        )
     (DOCS / "reference" / "data.md").write_text("\n".join([*page, ""]), encoding="utf-8")
 
 

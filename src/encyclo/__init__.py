@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from encyclo.catalogue import card, cards, system
+    from encyclo.catalogue import cards
     from encyclo.config import Config
     from encyclo.data import load
     from encyclo.errors import InputError
@@ -20,11 +20,9 @@ _WHERE = {
     "InputError": ("encyclo.errors", "InputError"),
     "System": ("encyclo.system", "System"),
     "Trainer": ("encyclo.training", "Trainer"),
-    "card": ("encyclo.catalogue", "card"),
     "cards": ("encyclo.catalogue", "cards"),
     "load": ("encyclo.data", "load"),
     "open": ("encyclo.system", "open_system"),
-    "system": ("encyclo.catalogue", "system"),
     "verify": ("encyclo.experiment", "verify"),
 }
 
@@ -34,11 +32,9 @@ __all__ = [
     "System",
     "Trainer",
     "__version__",
-    "card",
     "cards",
     "load",
     "open",
-    "system",
     "verify",
 ]
 

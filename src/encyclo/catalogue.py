@@ -24,7 +24,8 @@ def _read_card(path: Path) -> Card | None:
         if line.startswith("CARD = Card("):
             last = next(i for i in range(first, len(lines)) if lines[i].startswith(")"))
             call = ast.parse("\n".join(lines[first : last + 1])).body[0]
-            assert isinstance(call, ast.Assign) and isinstance(call.value, ast.Call)
+            assert isinstance(call, ast.Assign)
+            assert isinstance(call.value, ast.Call)
             return Card(**{word.arg: ast.literal_eval(word.value) for word in call.value.keywords if word.arg})
     return None
 
@@ -85,5 +86,3 @@ def system(slug: str) -> type["System"]:
         if value.__dict__.get("card") is opened.CARD:
             return value
     raise RuntimeError(f"{opened.__name__} defines no System with `card = CARD`")
-
-

@@ -32,13 +32,15 @@ app = typer.Typer(
 Slug = Annotated[str, typer.Argument(help="A system's short name; `encyclo list` shows them.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 PresetName = Annotated[str, typer.Option("--preset", help="smoke, laptop, gpu or paper.")]
-Words = Annotated[list[str] | None, typer.Argument(help="field=value: any number of the configuration.", show_default=False)]
+Words = Annotated[
+    list[str] | None, typer.Argument(help="field=value: any number of the configuration.", show_default=False)
+]
 
 _ASSIGNMENT = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; ends the process with 0, 2 (bad usage or input), 3 (a claim not shown) or 1 (training stopped)."""
+    """Run one command; exit status 0, 2 (bad usage or input), 3 (a claim is not shown) or 1 (training stopped)."""
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -222,7 +224,9 @@ def train(
     engine._write(started, json.dumps(told, indent=1).encode() + b"\n")
     prepared = None
     if declared.prepare is not None:
-        prepared = declared.prepare(splits, Trainer(folder / "prepared", seed=seed, resume=resume, label="prepare"), seed)
+        prepared = declared.prepare(
+            splits, Trainer(folder / "prepared", seed=seed, resume=resume, label="prepare"), seed
+        )
     system, metrics, _ = engine.train(config, splits, folder, seed=seed, resume=resume, prepared=prepared, label=name)
     table = _table("metric", "value")
     for metric, value in metrics.items():
@@ -297,7 +301,9 @@ def _verb_command(verb: str) -> None:
     def command(
         words: Annotated[
             list[str] | None,
-            typer.Argument(metavar="[RUN] INPUT... [name=value...]", help="A run folder, then what to work on.", show_default=False),
+            typer.Argument(
+                metavar="[RUN] INPUT... [name=value...]", help="A run folder, then what to work on.", show_default=False
+            ),
         ] = None,
         out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the result goes.")] = None,
         system: Annotated[
@@ -341,7 +347,9 @@ def _run_verb(
     for result in results:
         _say_notes(result.notes)
     if as_json:
-        shown = [{"value": verbs.plain(r.value), "report": verbs.plain(r.report), "notes": list(r.notes)} for r in results]
+        shown = [
+            {"value": verbs.plain(r.value), "report": verbs.plain(r.report), "notes": list(r.notes)} for r in results
+        ]
         _say_json({"verb": verb, "results": shown, "files": [str(p) for p in written]})
         return
     for result in results:
@@ -362,7 +370,7 @@ def _open(
     verb: str, inputs: list[str], options: list[str], slug: str | None, preset: str
 ) -> tuple["System", list[str], list[str]]:
     """The system to use: a run, a system fitted to the input itself, or the one a compressed file carries."""
-    from encyclo import system as base
+    from encyclo.system import open_system
 
     if slug is not None:
         return _fit_to_input(verb, inputs, options, slug, preset)
@@ -378,10 +386,12 @@ def _open(
             raise InputError(f"'{first}' is a file; '{verb}' needs a run folder first: encyclo {verb} RUN INPUT...")
         kind = catalogue.system(owner)
         if not hasattr(kind, "open_container"):
-            raise InputError(f"'{first}' was made by '{owner}' and needs the run that made it: encyclo {verb} RUN {first}")
+            raise InputError(
+                f"'{first}' was made by '{owner}' and needs the run that made it: encyclo {verb} RUN {first}"
+            )
         return kind.open_container(blob), inputs, options
     device = os.environ.get("ENCYCLO_DEVICE", "cpu")
-    return base.open_system(inputs[0], device=device), inputs[1:], options
+    return open_system(inputs[0], device=device), inputs[1:], options
 
 
 def _fit_to_input(
@@ -420,7 +430,9 @@ def _print_result(result: "Result", *, quiet: bool) -> None:
     for name, value in result.report.items():
         if isinstance(value, float):
             value = f"{value:.5g}"
-        print(f"{name}: {value if isinstance(value, str | int) else json.dumps(verbs.plain(value), ensure_ascii=False)}")
+        print(
+            f"{name}: {value if isinstance(value, str | int) else json.dumps(verbs.plain(value), ensure_ascii=False)}"
+        )
     if quiet:
         return
     value = result.value

@@ -214,7 +214,13 @@ def verify(
         curves: dict[str, Any] = {}
         for name, config in experiment.systems.items():
             system, metrics, traced = train(
-                config, splits, place / name, seed=seed, prepared=prepared, progress=progress, label=f"{name} seed {seed}"
+                config,
+                splits,
+                place / name,
+                seed=seed,
+                prepared=prepared,
+                progress=progress,
+                label=f"{name} seed {seed}",
             )
             fitted[name], measured[name], curves[name] = system, metrics, traced
             arms[name]["parameters"] = parameter_count(system)
@@ -251,9 +257,7 @@ def verify(
             "configs": {name: config.fingerprint() for name, config in experiment.systems.items()},
             "sources": sources(slug),
         },
-        "pictures": [
-            {"name": p.name, "caption": p.caption, "kind": p.kind, "docs": p.docs} for p in pictures
-        ],
+        "pictures": [{"name": p.name, "caption": p.caption, "kind": p.kind, "docs": p.docs} for p in pictures],
     }
     for arm in arms.values():
         arm["metrics"] = {metric: _spread(values) for metric, values in arm["metrics"].items()}
@@ -269,8 +273,25 @@ def verify(
     return record
 
 
+def read_records(folder: Path, preset: str) -> dict[str, dict[str, Any]]:
+    """The records of a preset by slug, in the catalogue's order; an unreadable file is an error, not a gap.
+
+    Raises:
+        InputError: a record that is no JSON.
+    """
+    found = {}
+    for slug in catalogue.cards():
+        path = folder / preset / f"{slug}.json"
+        if path.is_file():
+            try:
+                found[slug] = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:
+                raise InputError(f"{path} is no record (damaged JSON); `encyclo verify {slug}` makes it anew") from None
+    return found
+
+
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """The curves in `folder/metrics.jsonl` as (step, seconds, value) by name; STAGE/NAME where there are several stages."""
+    """The curves in `folder/metrics.jsonl`: (step, seconds, value) by name, STAGE/NAME where there are several stages."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {}
@@ -291,7 +312,7 @@ def _class(config: SystemConfig) -> type[System]:
     return kind
 
 
-def _thin(points: Sequence[tuple[int, float, float]], most: int = 120) -> list[list[float]]:
+def _thin(points: Sequence[tuple[int, float, float]], most: int = 120) -> list[list[int | float]]:
     """At most `most` points of a curve, first and last kept."""
     step = max(1, math.ceil(len(points) / most))
     kept = [*points[::step]]
@@ -324,9 +345,11 @@ def _write(path: Path, content: bytes) -> None:
 def _judge(claim: Claim, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The claim with its verdict and the numbers behind it. A number that is missing or not finite shows nothing."""
     described = {key: value for key, value in asdict(claim).items() if value is not None}
-    ours = list(arms[claim.system]["metrics"].get(claim.metric, []))
+    ours: list[Any] = list(arms[claim.system]["metrics"].get(claim.metric, []))
     name = claim.rival_metric or claim.metric
-    theirs = list(arms[claim.rival]["metrics"].get(name, [])) if claim.rival is not None else [claim.bound] * len(ours)
+    theirs: list[Any] = [claim.bound] * len(ours)
+    if claim.rival is not None:
+        theirs = list(arms[claim.rival]["metrics"].get(name, []))
     if not ours or len(ours) != len(theirs) or not all(v is not None and math.isfinite(v) for v in (*ours, *theirs)):
         return {**described, "verdict": "not shown", "sentence": f"'{claim.metric}' was not measured in every seed"}
     sign = 1.0 if claim.better == "higher" else -1.0
@@ -352,7 +375,13 @@ def _judge(claim: Claim, arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Any
         holds = holds and sign * (a - b) > spread
         relation += f", spread over seeds {spread:.3g}"
     count = len(ours)
-    scope = f"in each of {count} seeds" if claim.every_seed and count > 1 else f"mean of {count} seeds" if count > 1 else "1 seed"
+    scope = (
+        f"in each of {count} seeds"
+        if claim.every_seed and count > 1
+        else f"mean of {count} seeds"
+        if count > 1
+        else "1 seed"
+    )
     against = f" against {b:.4g} ({claim.rival})" if claim.rival is not None else ""
     return {
         **described,
@@ -442,7 +471,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [  # type: ignore[attr-defined]
-                s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))
+                s
+                for s in body
+                if not (
+                    isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str)
+                )
             ]
     return tree
 

@@ -67,7 +67,9 @@ def curves(
     """A line per named series of (x, y) points."""
     made, axis = figure()
     for label, points in series.items():
-        axis.plot([p[0] for p in points], [p[1] for p in points], label=label, marker="o" if markers else None, markersize=4)
+        axis.plot(
+            [p[0] for p in points], [p[1] for p in points], label=label, marker="o" if markers else None, markersize=4
+        )
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     if log_x:

@@ -314,7 +314,9 @@ def _unpack(file: Path, folder: Path) -> None:
             )
             tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(file.parent), **places)
         except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"cannot read '{file}': {_first_line(error)}; transformers may not know this GGUF") from error
+            raise InputError(
+                f"cannot read '{file}': {_first_line(error)}; transformers may not know this GGUF"
+            ) from error
         described = model.config.to_dict()
         # the weights are unpacked now: a remnant of the GGUF description would send transformers back to the file
         for name in ("quantization_config", "_name_or_path"):

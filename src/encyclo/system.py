@@ -196,7 +196,9 @@ def _folder(source: str | Path) -> Path:
         try:
             return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.md", "*.txt"]))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise InputError(f"no folder and no reachable hub repository is called '{text}' ({type(error).__name__})") from None
+            raise InputError(
+                f"no folder and no reachable hub repository is called '{text}' ({type(error).__name__})"
+            ) from None
     raise InputError(f"no run folder at '{text}'; `encyclo train SLUG --out DIR` makes one")
 
 
@@ -244,6 +246,6 @@ def _model_card(system: System, results: Mapping[str, float]) -> str:
         f"# {card.title}\n\n{card.summary}\n\n"
         f"Paper: {card.authors}, {card.year}, [arXiv {card.arxiv}]({card.url}).\n"
         f"Class `{type(system).__name__}` of system `{card.slug}`.\n\n"
-        "```python\nimport encyclo\n\nsystem = encyclo.open(\"THIS_FOLDER\")\n```\n"
+        '```python\nimport encyclo\n\nsystem = encyclo.open("THIS_FOLDER")\n```\n'
         f"{table}"
     )

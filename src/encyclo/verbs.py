@@ -192,9 +192,7 @@ def _result(value: Any) -> Result:
     return value if isinstance(value, Result) else Result(value)
 
 
-def _options(
-    verb: str, signature: inspect.Signature, hints: Mapping[str, Any], words: Sequence[str]
-) -> dict[str, Any]:
+def _options(verb: str, signature: inspect.Signature, hints: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     from pydantic import TypeAdapter, ValidationError
 
     known = {n: p for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY and n != "out"}

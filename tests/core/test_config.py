@@ -27,7 +27,9 @@ class Model(Config):
 
 
 def test_overrides_are_typed_and_nested() -> None:
-    changed = Model().override(["width=16", "mode=exact", "feed.kind=gated", "feed.expansion=4", "stages.1.expansion=5"])
+    changed = Model().override(
+        ["width=16", "mode=exact", "feed.kind=gated", "feed.expansion=4", "stages.1.expansion=5"]
+    )
     assert changed == Model(width=16, mode="exact", feed=Gated(expansion=4), stages=(Gated(), Gated(expansion=5)))
     assert Model().override(["feed=gated"]).feed == Gated()
     assert Model() == Model(), "the original is untouched"

@@ -60,11 +60,11 @@ def _init_children(module: nn.Module) -> None:
     for child in module.children():
         if isinstance(child, Part):
             child.init_weights()
-        elif callable(getattr(child, "reset_parameters", None)):
-            child.reset_parameters()
-            _init_children(child)
-        else:
-            _init_children(child)
+            continue
+        reset: Any = getattr(child, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        _init_children(child)
 
 
 def materialise(part: Part, device: torch.device | str = "cpu") -> Part:
@@ -77,5 +77,4 @@ def materialise(part: Part, device: torch.device | str = "cpu") -> Part:
 
 def parameter_count(module: nn.Module, *, trainable: bool = False) -> int:
     """Number of parameters, shared ones once; works on `meta`."""
-    seen = {id(p): p.numel() for p in module.parameters() if p.requires_grad or not trainable}
-    return sum(seen.values())
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

@@ -36,7 +36,10 @@ def render(record: Mapping[str, Any], pictures: Path) -> str:
     ]
     curves = [{"caption": p.caption, "body": Markup(_svg(p.content))} for p in training_curves(record)]
     environment = Environment(
-        loader=PackageLoader("encyclo.report", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("encyclo.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     return environment.get_template("page.html").render(
         record=record,
@@ -61,7 +64,9 @@ def rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
                 cells.append(("–", ""))
             else:
                 cells.append((number(value["mean"]), f"± {number(value['std'])}" if record["seeds"] > 1 else ""))
-        table.append({"name": name, "parameters": f"{arm['parameters']:,}" if arm["parameters"] else "–", "cells": cells})
+        table.append(
+            {"name": name, "parameters": f"{arm['parameters']:,}" if arm["parameters"] else "–", "cells": cells}
+        )
     return table
 
 

@@ -50,5 +50,7 @@ def training_curves(record: Mapping[str, Any], *, most: int = 4) -> list[Picture
 def _timed(record: Mapping[str, Any]) -> bool:
     """Whether the arms were trained for equal seconds: then the axis is time."""
     return any(
-        (arm["config"].get("training") or {}).get("seconds") is not None for arm in record["arms"].values() if arm["config"]
+        (arm["config"].get("training") or {}).get("seconds") is not None
+        for arm in record["arms"].values()
+        if arm["config"]
     )

@@ -5,27 +5,16 @@
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from encyclo import catalogue
-from encyclo.experiment import stale
+from encyclo.experiment import read_records, stale
 from encyclo.report.page import number
 
 BEGIN, END = "<!-- scoreboard: made by `make scoreboard` -->", "<!-- scoreboard ends -->"
-
-
-def records(folder: Path, preset: str) -> dict[str, dict[str, Any]]:
-    """The records of a preset by slug, in the catalogue's order."""
-    found = {}
-    for slug in catalogue.cards():
-        path = folder / preset / f"{slug}.json"
-        if path.is_file():
-            found[slug] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def table(folder: Path, preset: str = "laptop") -> str:
@@ -34,7 +23,7 @@ def table(folder: Path, preset: str = "laptop") -> str:
         "| system | wing | claims shown | the first claim | measured | seeds | time | state |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for slug, record in records(folder, preset).items():
+    for slug, record in read_records(folder, preset).items():
         card = catalogue.card(slug)
         claims = record["claims"]
         first = claims[0]
@@ -50,7 +39,7 @@ def table(folder: Path, preset: str = "laptop") -> str:
 
 
 def _measured(claim: Mapping[str, Any]) -> str:
-    values, others = claim.get("values"), claim.get("rival_values")
+    values, others = claim.get("values") or [], claim.get("rival_values") or []
     if not values:
         return "not measured"
     mean = sum(values) / len(values)
