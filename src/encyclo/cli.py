@@ -188,7 +188,6 @@ def train(
 ) -> None:
     """Train a system and save it as a run folder."""
     from encyclo import experiment as engine
-    from encyclo.training import Trainer
 
     assignments = _assignments(words or [])
     folder = out if out is not None else Path("runs") / slug
@@ -222,12 +221,7 @@ def train(
         "environment": engine.environment(),
     }
     engine._write(started, json.dumps(told, indent=1).encode() + b"\n")
-    prepared = None
-    if declared.prepare is not None:
-        prepared = declared.prepare(
-            splits, Trainer(folder / "prepared", seed=seed, resume=resume, label="prepare"), seed
-        )
-    system, metrics, _ = engine.train(config, splits, folder, seed=seed, resume=resume, prepared=prepared, label=name)
+    system, metrics, _ = engine.train(config, splits, folder, seed=seed, resume=resume, label=name)
     table = _table("metric", "value")
     for metric, value in metrics.items():
         table.add_row(declared.columns.get(metric, metric), f"{value:.5g}")

@@ -97,7 +97,8 @@ class Experiment:
     kind: str | None = None
     """Which view of the data (see `encyclo.data.load`); None: what the first system reads."""
     prepare: Callable[["Splits", "Trainer", int], Any] | None = None
-    """Made once per seed, before the arms, and given to each by `System.start_from`."""
+    """Made once per seed, before the arms, and given to each by `System.start_from`. A fit must also do without it:
+    `encyclo train` prepares nothing."""
     compare: Callable[[Trial], Mapping[str, Mapping[str, float]]] | None = None
     """Once per seed, after all arms: further metrics by arm (what needs several arms at once)."""
     pictures: Callable[[Trial], Sequence[Picture]] | None = None
@@ -291,7 +292,7 @@ def read_records(folder: Path, preset: str) -> dict[str, dict[str, Any]]:
 
 
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """The curves in `folder/metrics.jsonl`: (step, seconds, value) by name, STAGE/NAME where there are several stages."""
+    """The curves in `folder/metrics.jsonl`: (step, seconds, value) by name (STAGE/NAME with several stages)."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return {}

@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "extend": "Prepare the model for longer inputs",
     "finetune": "Train on labelled data of your own, from this model",
     "probe": "Measure the representation on labelled data",
+    "classify": "Name the class of each input",
     "reconstruct": "Show the input beside what the model makes of it",
     "interpolate": "Make what lies between",
     "inpaint": "Fill the hidden regions of the input",
@@ -256,9 +257,9 @@ def read(word: str, wanted: Any) -> Any:
 def _reader(wanted: Any) -> Callable[[Path], Any]:
     name = getattr(wanted, "__name__", str(wanted))
     if name == "Image":
-        from encyclo.data.images import read_image
+        from encyclo.data.images import Image
 
-        return read_image
+        return Image.read
     if name == "Video":
         from encyclo.data.video import read_video
 
@@ -301,7 +302,7 @@ def write(value: Any, out: Path) -> list[Path]:
     elif type(value).__name__ == "Image":
         from encyclo.data.images import write_image
 
-        write_image(value, out)
+        write_image(value.pixels, out)
     else:
         text = json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n"
         _atomic(out, lambda path: path.write_text(text, encoding="utf-8"))

@@ -94,7 +94,7 @@ def unpack(blob: bytes, *, system: str | None = None) -> Container:
         raise InputError(f"the file is cut off after {len(blob)} bytes: get the whole file")
     if blob[len(MAGIC)] > VERSION:
         raise InputError(
-            f"the file has format version {blob[len(MAGIC)]}, this encyclo reads up to {VERSION}: install a newer encyclo"
+            f"the file has format version {blob[len(MAGIC)]}, this encyclo reads up to {VERSION}: install a newer one"
         )
     writer = system_of(blob)
     if hashlib.blake2b(blob[:-DIGEST], digest_size=DIGEST).digest() != blob[-DIGEST:] or writer is None:
@@ -180,13 +180,13 @@ class Reader:
         return self.take(len(self.buffer) - self.position)
 
     def varint(self) -> int:
-        """The next LEB128 number, of at most 63 bits."""
+        """The next LEB128 number, below 2^64."""
         number, shift = 0, 0
         while True:
             byte = self.take(1)[0]
             number |= (byte & 0x7F) << shift
             shift += 7
-            if byte < 0x80:
+            if byte < 0x80 and number < 1 << 64:
                 return number
-            if shift > 56:
+            if shift > 63:
                 raise InputError("the data hold a number that is too large: they are damaged")

@@ -1,0 +1,62 @@
+"""What a search gives back, and what every index can do."""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from encyclo.search.vectors import SparseVectors
+
+__all__ = ["Hits", "SparseIndex", "pad"]
+
+
+class Hits(NamedTuple):
+    """The best documents of each query, by falling score; of equals the earlier document first."""
+
+    documents: Int64[Tensor, "q k"]
+    """Numbers in the order of `add`; -1 where a query shares a term with fewer than k documents."""
+    scores: Float[Tensor, "q k"]
+    """Inner products; 0 beside -1."""
+
+
+@runtime_checkable
+class SparseIndex(Protocol):
+    """Finds the rows with the largest inner product to a sparse query.
+
+    A row that shares no term with the query is never found, so that an empty query finds nothing.
+    """
+
+    vocabulary: int
+
+    def __len__(self) -> int:
+        """Documents in the index."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Memory (of a server: nothing) that the index takes."""
+        ...
+
+    def add(self, vectors: SparseVectors) -> None:
+        """Append documents; they are numbered on from those that are there."""
+        ...
+
+    def search(self, queries: SparseVectors, k: int = 10) -> Hits:
+        """The k best documents of each query."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the index into a folder, which `encyclo.search.engine.load_index` opens."""
+        ...
+
+
+def pad(rows: list[tuple[list[int], list[float]]], k: int) -> Hits:
+    """Lists of different lengths as one table."""
+    documents = torch.full((len(rows), k), -1, dtype=torch.int64)
+    scores = torch.zeros(len(rows), k)
+    for place, (found, values) in enumerate(rows):
+        documents[place, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        scores[place, : len(values)] = torch.tensor(values)
+    return Hits(documents, scores)

@@ -1,0 +1,69 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from encyclo.experiment import Preset
+from encyclo.nn.part import parameter_count
+from encyclo.sampling.encoder_propagation import Propagation
+from encyclo.systems.generation.faster_diffusion import FasterDiffusion, experiment
+from systems.contract import SystemContract
+
+
+class TestContract(SystemContract):
+    slug = "faster-diffusion"
+    published = {"faster": 859_520_000}
+    verbs = {"generate": ["count=2", "label=3", "keys=uniform:2"], "inspect": ["count=2", "budget=0.9"]}
+    bad = [
+        ("generate", ["keys=5"], "lacks step 0"),
+        ("generate", ["keys=slow"], "none of"),
+        ("generate", ["label=cat"], "classes"),
+        ("generate", ["count=0"], "at least one"),
+        ("generate", ["{missing}"], "no input"),
+    ]
+
+    def counted(self, system: Any) -> int:
+        return parameter_count(system.unet)
+
+
+@pytest.fixture(scope="module")
+def system() -> FasterDiffusion:
+    torch.manual_seed(0)
+    config = next(iter(experiment(Preset.SMOKE).systems.values()))
+    return config.build().eval()
+
+
+def test_folding_loses_nothing(system: FasterDiffusion) -> None:
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    assert torch.equal(system.unfold(system.fold(images)), images)
+
+
+def test_macs_are_counted_and_add_up(system: FasterDiffusion) -> None:
+    full = system._macs(None)
+    one = system._macs(Propagation(keys=(0,), mode="serial", alpha=0.0))
+    half = system._macs(Propagation(keys=(0, 2, 4, 6, 8), mode="serial", alpha=0.0))
+    assert one < half < full
+    # each key step beyond the first adds the same encoder
+    assert half - one == pytest.approx((full - one) * 4 / 9, rel=1e-6)
+
+
+def test_proposed_keys_respect_the_budget(system: FasterDiffusion) -> None:
+    changes = system.feature_changes(2)
+    for budget in (0.85, 0.95):
+        keys = system.propose_keys(changes, budget)
+        assert keys[0] == 0
+        assert system._macs(Propagation(keys=keys, mode="serial", alpha=0.0)) <= budget * system._macs(None) * 1.001
+
+
+def test_unlabelled_pictures_are_told_to_be_unconditional(tmp_path: Path) -> None:
+    from encyclo import data
+    from encyclo.data.images import write_image
+    from encyclo.errors import InputError
+    from encyclo.training import Trainer
+
+    for i in range(20):
+        write_image(torch.randint(0, 256, (3, 9, 9), dtype=torch.uint8), tmp_path / f"{i}.png")
+    config = next(iter(experiment(Preset.SMOKE).systems.values()))
+    with pytest.raises(InputError, match="classes=0"):
+        config.build().fit(data.load(str(tmp_path), "image"), Trainer(None, progress=False))
