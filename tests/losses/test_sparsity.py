@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from encyclo.losses.sparsity import Sparsity, active, flops, l1, quadratic_ramp
 
 WEIGHTS = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]])

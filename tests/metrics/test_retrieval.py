@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+
 from encyclo.metrics.retrieval import (
     Judgements,
+    RetrievalTask,
     average_precision,
     gains_at,
     ndcg,
@@ -83,3 +85,19 @@ def test_paired_difference_by_hand():
     assert made.ratio == pytest.approx(made.mean / made.error)
     same = paired_difference(torch.ones(4), torch.ones(4))
     assert (same.mean, same.ratio) == (0, 0)
+
+
+def test_a_task_from_pairs():
+    queries = ["a", "b", "a", "c", "d"]
+    documents = ["one", "two", "three", "one", "four"]
+    task = RetrievalTask.from_pairs(queries, documents, most_queries=2, most_documents=3)
+    assert task.queries == ["a", "b"]
+    assert task.documents == ["one", "two", "three"]
+    assert list(zip(task.right.queries.tolist(), task.right.documents.tolist(), strict=True)) == [
+        (0, 0),
+        (0, 2),
+        (1, 1),
+    ]
+    small = RetrievalTask.from_pairs(queries, documents, most_queries=9, most_documents=2)
+    assert small.queries == ["a", "b", "c"]  # d's document did not fit into the pool, so d is not asked
+    assert small.documents == ["one", "two"]

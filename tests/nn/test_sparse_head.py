@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from encyclo.nn.part import parameter_count
 from encyclo.nn.sparse_head import SparseHead, max_logits
 
@@ -116,3 +117,20 @@ def test_bf16_states_are_pooled_in_float32():
     low = head(states.bfloat16(), matrix, pooled)
     assert low.dtype == torch.float32
     assert torch.allclose(low, head(states, matrix, pooled), atol=0.05)
+
+
+def test_calibrated_offsets_centre_the_logits():
+    states, matrix, pooled = _case(64, 4, 5, 11)
+    head = SparseHead.Config(bias=True).build(vocabulary=11)
+    largest = max_logits(states, matrix, pooled)
+    head.calibrate(largest, margin=0.5)
+    assert torch.allclose(head.bias, -(largest.mean(0) + 0.5 * largest.std(0)))
+    with pytest.raises(ValueError, match="bias"):
+        SparseHead.Config().build(vocabulary=11).calibrate(largest)
+
+
+def test_the_models_own_offset_is_added():
+    states, matrix, pooled = _case()
+    offset = torch.randn(23)
+    head = SparseHead.Config().build(vocabulary=23)
+    assert torch.allclose(head(states, matrix, pooled, offset), _plain(states, matrix, pooled, offset), atol=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from encyclo.errors import InputError
-from encyclo.nn.split_decoder import SplitDecoder, decoder_layers
+from encyclo.nn.split_decoder import SplitDecoder, StateCache, decoder_layers, head_inputs
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,3 +58,38 @@ def test_gradients_stay_above():
 def test_too_many_layers_are_refused():
     with pytest.raises(InputError, match="4 layers"):
         SplitDecoder(small("llama"), 5)
+
+
+def test_remembered_states_are_the_same_and_are_not_computed_twice(monkeypatch):
+    model = small("llama")
+    split = SplitDecoder(model, 2)
+    cache = StateCache(split, 1)
+    rows = [[1, 2, 3], [4], [5, 6, 7, 8], [4]]
+    first = cache.lower(rows)
+    assert first.shape == (4, 4, 16)
+    for row, states in zip(rows, first, strict=True):
+        assert torch.allclose(states[: len(row)], split.lower(torch.tensor([row]))[0], atol=1e-6)
+        assert not states[len(row) :].any()
+    monkeypatch.setattr(split, "lower", None)
+    assert torch.equal(cache.lower(rows), first)
+    assert torch.equal(cache.lower([[4]])[0, 0], first[1, 0])
+
+
+def test_without_room_nothing_is_remembered():
+    cache = StateCache(SplitDecoder(small("llama"), 2), 0)
+    assert torch.equal(cache.lower([[1, 2]]), cache.lower([[1, 2]]))
+    assert not cache._kept
+
+
+def test_what_enters_the_head():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model = transformers.BertForMaskedLM(config).eval()
+    ids = torch.randint(0, 30, (2, 5))
+    head = model.get_output_embeddings()
+    states = head_inputs(model, input_ids=ids)
+    assert torch.allclose(states @ head.weight.T + head.bias, model(input_ids=ids).logits, atol=1e-5)
+    plain = small("llama")
+    assert torch.allclose(plain.lm_head(head_inputs(plain, input_ids=ids)), plain(input_ids=ids).logits, atol=1e-5)

@@ -52,7 +52,7 @@ class TestEveryEngine:
         best = scores.topk(10, dim=1)
         hits = index.search(SparseVectors.from_dense(queries), 10)
         # half-precision or 8-bit weights may swap near-equal documents: the scores of what is found must be as good
-        tolerance = 1e-5 if config.kind == "exact" and config.bits == 32 or config.kind == "qdrant" else 0.02
+        tolerance = 1e-5 if (config.kind == "exact" and config.bits == 32) or config.kind == "qdrant" else 0.02
         assert torch.allclose(torch.gather(scores, 1, hits.documents), best.values, atol=tolerance)
         assert torch.allclose(hits.scores, best.values, atol=tolerance)
 

@@ -1,6 +1,7 @@
 """Passages cover a text, in order, within their length."""
 
 import re
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ def test_every_word_is_in_one_passage_and_none_is_too_long(parts, words):
     text = " ".join(parts)
     spans = cut_passages(text, words=words)
     assert all(a < b for a, b in spans)
-    assert all(b <= c for (_, b), (c, _) in zip(spans, spans[1:], strict=False))
+    assert all(b <= c for (_, b), (c, _) in pairwise(spans))
     assert [w for a, b in spans for w in text[a:b].split()] == text.split()
     for a, b in spans:
         assert len(re.findall(r"\S+", text[a:b])) <= words

@@ -1,4 +1,4 @@
-"""The index of a folder: incremental, crash-safe, bound to its tokenizer; with a counting encoder in place of a model."""
+"""The index of a folder: incremental, crash-safe, bound to its tokenizer; a counting encoder stands for the model."""
 
 import hashlib
 import os

@@ -1,6 +1,7 @@
 """What the pack scripts share: fetching Debian packages and wheels, fixed splits, and writing a pack with its card.
 
-Packages are kept in ~/.cache/encyclo-packs (or $ENCYCLO_PACKS_CACHE). A pack is written to a temporary folder and renamed.
+Packages are kept in ~/.cache/encyclo-packs (or $ENCYCLO_PACKS_CACHE). A pack is written to a temporary folder, then
+renamed.
 """
 
 import hashlib
@@ -155,7 +156,8 @@ def write_pack(
     """
     target = pack_folder(name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{name}-"))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=CACHE, prefix=f"{name}-"))  # not in the repository, where it might be committed
     try:
         files: list[PackFile] = []
         schemas: dict[str, pa.Schema] = {}
@@ -199,7 +201,7 @@ def write_pack(
         work.chmod(0o755)
         if target.exists():
             shutil.rmtree(target)
-        work.rename(target)
+        shutil.move(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     size = sum(file.bytes for file in pack.files)

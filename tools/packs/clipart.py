@@ -13,16 +13,47 @@ from PIL import Image
 
 VERSION = "1:0.18+dfsg-19"
 SIZE = 64
+MOST_POINTS = 70  # shapes/stars holds 1,375 stars of up to 100 points, which at this size are all but the same ring
 STEP = 4  # values are rounded to multiples of this: lossless files would take 11 MB, rounded ones under 9
 
 # File names end in the author's name, cut off at 22 to 24 letters; these occur often enough to be known for names.
-AUTHORS = (
-    "architetto_francesco_rollandin nicu_buculei benji_park gerald_g. linda_kim juliane_krug yves_guillou jon_phillips"
-    " jarno_vasamaa dan_gerhards dave_pena jean-victor_balin lumen_design_studio mimooh mateya_01 peterm fudriot_omic.ch"
-    " frouke toh_yen_cheng stefan_bazelkov leif_lodahl mauro_olivo aj_ashton jonathan_dietrich nathan_eady"
-    " christoph_brill susan_park enrique_meza_c sergio_luiz_araujo roman_bertle martin_boyer steren_giannini sauvetage_yves"
-    " gabrielle_nowicki jonadab_the_unsightly"
-).split()
+AUTHORS = [
+    "architetto_francesco_rollandin",
+    "nicu_buculei",
+    "benji_park",
+    "gerald_g.",
+    "linda_kim",
+    "juliane_krug",
+    "yves_guillou",
+    "jon_phillips",
+    "jarno_vasamaa",
+    "dan_gerhards",
+    "dave_pena",
+    "jean-victor_balin",
+    "lumen_design_studio",
+    "mimooh",
+    "mateya_01",
+    "peterm",
+    "fudriot_omic.ch",
+    "frouke",
+    "toh_yen_cheng",
+    "stefan_bazelkov",
+    "leif_lodahl",
+    "mauro_olivo",
+    "aj_ashton",
+    "jonathan_dietrich",
+    "nathan_eady",
+    "christoph_brill",
+    "susan_park",
+    "enrique_meza_c",
+    "sergio_luiz_araujo",
+    "roman_bertle",
+    "martin_boyer",
+    "steren_giannini",
+    "sauvetage_yves",
+    "gabrielle_nowicki",
+    "jonadab_the_unsightly",
+]
 
 
 def caption(stem: str) -> str:
@@ -38,6 +69,12 @@ def caption(stem: str) -> str:
             continue
         break
     return " ".join(re.split(r"[_\-\s]+", name)).strip() or stem
+
+
+def many_pointed(path: Path) -> bool:
+    """Whether the picture is one of the stars with so many points that one cannot be told from the next."""
+    found = re.match(r"star_(\d+)pt\d+step$", path.stem)
+    return found is not None and int(found.group(1)) > MOST_POINTS
 
 
 def picture(path: Path) -> Image.Image:
@@ -57,7 +94,8 @@ def picture(path: Path) -> Image.Image:
 def main() -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are left out by `picture`
     root = deb("openclipart-png", VERSION) / "usr" / "share" / "openclipart" / "png"
-    files = [path for path in sorted(root.rglob("*.png")) if not path.is_symlink()]
+    every = [path for path in sorted(root.rglob("*.png")) if not path.is_symlink()]
+    files = [path for path in every if not many_pointed(path)]
     rows: list[tuple[bytes, str, str, str]] = []
     seen: set[str] = set()
     too_large = blank = copies = 0
@@ -99,8 +137,10 @@ def main() -> None:
         tasks=("unconditional-image-generation", "text-to-image", "image-classification"),
         languages=("en",),
         title="Open Clip Art, 64x64",
-        description="Drawings of the Open Clip Art Library 0.18, shrunk to fit 64x64 with their aspect kept (small ones are"
-        " not enlarged), centred on white, as lossless WebP. The label is the library's top folder, the caption the words"
+        description="Drawings of the Open Clip Art Library 0.18, shrunk to fit 64x64 with their aspect kept (small"
+        " ones are"
+        " not enlarged), centred on white, as lossless WebP. The label is the library's top folder, the caption the"
+        " words"
         " of the file's name, the name its path in the library.",
         source="https://openclipart.org/ (release 0.18, 2005)",
         package=f"Debian openclipart-png {VERSION}",
@@ -109,12 +149,16 @@ def main() -> None:
         attribution="The authors of the Open Clip Art Library; their names end many of the file names",
         notes=(
             f"values are rounded to multiples of {STEP} (white stays 255): at most 2 of 255 away from the picture",
-            f"of {len(files)} files, {copies} were left out as pixel-for-pixel copies, {blank} as blank and"
-            f" {too_large} as larger than Pillow's limit of 89 million pixels",
-            "labels are far from balanced (computer, shapes and signs_and_symbols are two thirds), and shapes/stars holds"
+            f"of {len(every)} files, {copies} were left out as pixel-for-pixel copies, {blank} as blank, {too_large} as"
+            f" larger than Pillow's limit of 89 million pixels and {len(every) - len(files)} as stars of more than"
+            f" {MOST_POINTS} points, which all look alike",
+            "labels are far from balanced (computer, shapes and signs_and_symbols are two thirds), and shapes/stars"
+            " holds"
             " hundreds of polygons that differ by a step",
-            "captions are words of file names: some are Italian, some keep an author's name or end in the middle of a word",
-            "the dedication in the package is the older Public Domain Dedication; CC0 is its successor's name on the hub",
+            "captions are words of file names: some are Italian, some keep an author's name or end in the middle of"
+            " a word",
+            "the dedication in the package is the older Public Domain Dedication; CC0 is its successor's name on the"
+            " hub",
         ),
     )
 

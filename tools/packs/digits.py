@@ -38,7 +38,8 @@ def main() -> None:
         hub_licence="cc-by-4.0",
         tasks=("image-classification",),
         title="Optical digits, 8x8",
-        description="Handwritten digits, 8x8, grey, as PNG files whose values are exactly the original counts 0..16 (each"
+        description="Handwritten digits, 8x8, grey, as PNG files whose values are exactly the original counts 0..16"
+        " (each"
         " counts the inked pixels of a 4x4 block): divide by 16, not by 255. The label is the digit.",
         source="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits (its test set)",
         package=f"PyPI wheel scikit-learn {VERSION} (sklearn/datasets/data/digits.csv.gz)",

@@ -29,14 +29,34 @@ def synsets() -> Iterator[tuple[str, ...]]:
                 yield lemma, pos, gloss, " | ".join(examples), f"{fields[0]}-{fields[2].replace('s', 'a')}"
 
 
+def groups(rows: list[tuple[str, ...]]) -> list[str]:
+    """For each row the group that a split keeps whole: rows that share a lemma or a gloss, directly or by a chain."""
+    parent: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for lemma, _, gloss, _, _ in rows:
+        first, second = sorted((find(f"lemma {lemma.lower()}"), find(f"gloss {gloss}")))
+        parent[second] = first
+    return [find(f"lemma {row[0].lower()}") for row in rows]
+
+
 def main() -> None:
     rows = list(synsets())
     assert len(rows) > 117_000
-    splits = fixed_splits(row[0].lower() for row in rows)
+    kept_whole = groups(rows)
+    splits = fixed_splits(kept_whole)
     tables = {
         split: pa.table(
             {
-                column: pa.array([row[index] for row in rows if splits[row[0].lower()] == split], pa.string())
+                column: pa.array(
+                    [row[index] for row, group in zip(rows, kept_whole, strict=True) if splits[group] == split],
+                    pa.string(),
+                )
                 for index, column in enumerate(COLUMNS)
             }
         )
@@ -58,12 +78,13 @@ def main() -> None:
         title="WordNet glosses",
         description="The definitions of WordNet 3.0, one row a synset under its first lemma, with part of speech, usage"
         " examples (joined by ' | ') and synset id. As `pair`: query 'dog (noun)', document the definition. As `text`:"
-        " 'dog (noun): definition'. No lemma and no synset stands in two splits.",
+        " 'dog (noun): definition'. No lemma, synset or definition stands in two splits.",
         source="https://wordnet.princeton.edu/",
         package=f"Debian wordnet-base {VERSION}",
         licence="WordNet 3.0 licence",
         licence_url="https://wordnet.princeton.edu/license-and-commercial-use",
-        attribution="WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. (The licence lies beside the"
+        attribution="WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. (The licence lies"
+        " beside the"
         " data in LICENSE.txt.)",
         notes=(
             "a lemma with several meanings is the query of several documents",

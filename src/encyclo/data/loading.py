@@ -175,8 +175,7 @@ def _load_pack(pack: Manifest, kind: str | None) -> Splits:
         made["validation"],
         made["test"],
         digest.hexdigest(),
-        pack.notes,
-        pack.peak,
+        peak=pack.peak,
     )
 
 

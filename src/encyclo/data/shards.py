@@ -92,7 +92,7 @@ def _by_name(shards: Sequence[Path]) -> dict[str, list[str]] | None:
     """Splits that the shards' own names give, when they name a train split."""
     chosen: dict[str, list[str]] = {split: [] for split in splitting.SPLITS}
     for shard in shards:
-        words = re.split(r"[^a-zA-Z]+", "/".join(shard.parts[-2:]))
+        words = [*re.split(r"[^a-zA-Z]+", shard.name), shard.parent.name]
         split = next((split for word in words if (split := splitting.split_of_name(word))), None)
         if split:
             chosen[split].append(str(shard))

@@ -33,8 +33,6 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"II*\x00", "image"),
     (b"MM\x00*", "image"),
     (b"fLaC", "audio"),
-    (b"ID3", "audio"),
-    (b"FORM", "audio"),
     (b"\x1aE\xdf\xa3", "video"),
     (b"YUV4MPEG2", "video"),
     (b"\x00\x00\x01\xba", "video"),
@@ -65,6 +63,10 @@ def kind_of_bytes(head: bytes) -> str | None:
     """
     if head[:4] == b"RIFF":
         return {b"WEBP": "image", b"WAVE": "audio", b"AVI ": "video"}.get(head[8:12])
+    if head[:4] == b"FORM":
+        return "audio" if head[8:12] in (b"AIFF", b"AIFC") else None
+    if head[:3] == b"ID3" and len(head) > 5 and head[3] < 16 and head[4] < 16:  # a version, not letters
+        return "audio"
     if head[4:8] == b"ftyp":
         brand = head[8:12]
         if brand in (b"avif", b"avis", b"heic", b"heix", b"mif1"):

@@ -22,7 +22,9 @@ class LeastSquares(Config):
 
     def discriminator(self, real: Sequence[Verdict], fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean (1 - D(x))^2 + mean D(y)^2."""
-        return _total([(1 - r.score).square().mean() + f.score.square().mean() for r, f in zip(real, fake, strict=True)])
+        return _total(
+            [(1 - r.score).square().mean() + f.score.square().mean() for r, f in zip(real, fake, strict=True)]
+        )
 
     def generator(self, fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean (1 - D(y))^2."""
@@ -36,7 +38,9 @@ class Hinge(Config):
 
     def discriminator(self, real: Sequence[Verdict], fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean max(0, 1 - D(x)) + mean max(0, 1 + D(y))."""
-        return _total([F.relu(1 - r.score).mean() + F.relu(1 + f.score).mean() for r, f in zip(real, fake, strict=True)])
+        return _total(
+            [F.relu(1 - r.score).mean() + F.relu(1 + f.score).mean() for r, f in zip(real, fake, strict=True)]
+        )
 
     def generator(self, fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean -D(y)."""
@@ -50,7 +54,9 @@ class NonSaturating(Config):
 
     def discriminator(self, real: Sequence[Verdict], fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean softplus(-D(x)) + mean softplus(D(y))."""
-        return _total([F.softplus(-r.score).mean() + F.softplus(f.score).mean() for r, f in zip(real, fake, strict=True)])
+        return _total(
+            [F.softplus(-r.score).mean() + F.softplus(f.score).mean() for r, f in zip(real, fake, strict=True)]
+        )
 
     def generator(self, fake: Sequence[Verdict]) -> Float[Tensor, ""]:
         """sum over sub-discriminators of mean softplus(-D(y))."""

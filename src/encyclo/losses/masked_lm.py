@@ -1,9 +1,10 @@
 """Masked language modelling (Devlin et al. 2019, section 3.1): hide some tokens, predict them from all others.
 
-Which tokens are hidden is a function of (seed, number of the token) alone, computed alike on every device: a step is the same
-however its batch was cut into micro-batches and shared among processes, and after a resumption.
+Which tokens are hidden is a function of (seed, number of the token) alone, computed alike on every device: a step is
+the same however its batch was cut into micro-batches and shared among processes, and after a resumption.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from encyclo.nn.varlen import Layout
 from encyclo.training.loss import Loss
 
 
@@ -53,7 +55,7 @@ def mask_tokens(
     masked_share: float = 0.8,
     random_share: float = 0.1,
 ) -> Masked:
-    """Choose each allowed token with probability `ratio`; of those chosen, 80 % become [MASK], 10 % a random token, 10 % stay.
+    """Choose each allowed token with probability `ratio`: 80 % of these become [MASK], 10 % a random token, 10 % stay.
 
     Args:
         tokens: ids.
@@ -73,9 +75,44 @@ def mask_tokens(
     return Masked(tokens.index_copy(0, chosen, shown), chosen, targets)
 
 
+@dataclass(frozen=True)
+class Masking:
+    """Which tokens of a vocabulary may be hidden, and behind what.
+
+    Attributes:
+        special: per id of the model's table, whether it is a special token or stands for nothing.
+        mask: id of [MASK].
+    """
+
+    special: Bool[Tensor, " table"]
+    mask: int
+
+    @staticmethod
+    def of(special: Bool[Tensor, " vocabulary"], mask: int, table: int) -> "Masking":
+        """For a tokenizer's vocabulary in a word table of `table` rows."""
+        return Masking(F.pad(special, (0, table - len(special)), value=True), mask)
+
+    def hide(
+        self,
+        tokens: Int64[Tensor, " n"],
+        numbers: Int64[Tensor, " n"],
+        *,
+        ratio: float,
+        seed: int,
+        layout: Layout | None = None,
+    ) -> Masked:
+        """Hide tokens of a flat batch; see `mask_tokens`. The padding of a padded layout is left alone."""
+        special = self.special.to(tokens.device)
+        allowed = ~special[tokens] if layout is None else ~special[tokens] & layout.real()
+        vocabulary = (~special).nonzero().squeeze(1)
+        return mask_tokens(tokens, numbers, allowed, vocabulary, ratio=ratio, mask=self.mask, seed=seed)
+
+
 def masked_lm_loss(scores: Float[Tensor, "k vocabulary"], targets: Int64[Tensor, " k"]) -> Loss:
-    """Mean cross-entropy (nats) over the hidden tokens, weighted by their number so that averages over micro-batches and
-    processes are averages over tokens."""
+    """Mean cross-entropy (nats) over the hidden tokens.
+
+    Its weight is their number, so that averages over micro-batches and processes are averages over tokens.
+    """
     total = F.cross_entropy(scores.float() if scores.dtype != torch.float64 else scores, targets, reduction="sum")
     return Loss(total / max(len(targets), 1), float(len(targets)))
 

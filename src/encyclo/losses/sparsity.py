@@ -46,9 +46,7 @@ class Sparsity(Part):
         super().__init__()
         self.config = config
 
-    def forward(
-        self, query: Float[Tensor, "n v"], document: Float[Tensor, "m v"], step: int
-    ) -> Float[Tensor, ""]:
+    def forward(self, query: Float[Tensor, "n v"], document: Float[Tensor, "m v"], step: int) -> Float[Tensor, ""]:
         """The weighted penalty at a step."""
         penalty = flops if self.config.kind == "flops" else l1
         strength = quadratic_ramp(step, self.config.ramp)

@@ -19,6 +19,8 @@ class MelLoss(Part):
     """
 
     class Config(PartConfig):
+        """Front ends and the weight of each."""
+
         weights: tuple[float, ...] = (45.0, 1.0, 1.0)
         resolutions: tuple[LogMel.Config, ...] = (
             LogMel.Config(n_fft=1024, hop=240),
@@ -45,12 +47,14 @@ class MelLoss(Part):
 
 
 class StftLoss(Part):
-    """Multi-resolution STFT loss (Yamamoto et al. 2020, arXiv 1910.11480, eq. 4-6): spectral convergence + log magnitude.
+    """Multi-resolution STFT loss (Yamamoto et al. 2020, arXiv 1910.11480, eq. 4-6): convergence and log magnitude.
 
     Mean over resolutions of |S_x - S_y|_F / |S_x|_F and mean |ln S_x - ln S_y|, Hann windows.
     """
 
     class Config(PartConfig):
+        """Resolutions and the weights of the two terms."""
+
         resolutions: tuple[tuple[int, int, int], ...] = Field(
             ((1024, 120, 600), (2048, 240, 1200), (512, 50, 240)), description="n_fft, hop and window, in samples"
         )

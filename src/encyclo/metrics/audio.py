@@ -1,4 +1,4 @@
-"""How near one wave is to another: SI-SDR, log-mel and STFT distances, STOI and PESQ, over all or over voiced frames."""
+"""How near one wave is to another: SI-SDR, log-mel and STFT distances, STOI, PESQ; over all or voiced frames."""
 
 import warnings
 from collections.abc import Sequence
@@ -91,8 +91,8 @@ def voiced_frames(
     """Which 10 ms frames hold voiced speech: periodic at 60-400 Hz and not much softer than the loudest.
 
     A frame is voiced when the normalised autocorrelation of the 40 ms around it has a peak of at least `threshold` at a
-    lag of 1/400 to 1/60 s, and its energy lies within `range_db` of the file's loudest frame. It serves to leave silence
-    out of a metric, not to track pitch.
+    lag of 1/400 to 1/60 s, and its energy lies within `range_db` of the file's loudest frame. It serves to leave
+    silence out of a metric, not to track pitch.
     """
     width, hop = round(0.040 * rate), round(VOICED_HOP * rate)
     x = F.pad(wave.detach().cpu().float()[None], (width // 2, width))[0]
@@ -108,7 +108,8 @@ def voiced_frames(
     first, last = max(1, rate // 400), min(width - 1, rate // 60)
     peak = correlation[:, first : last + 1].amax(-1)
     loud = energy[:, 0] > energy.max() * 10 ** (-range_db / 10)
-    return (peak >= threshold) & loud & (energy[:, 0] > 1e-8)
+    voiced: Bool[Tensor, " f"] = (peak >= threshold) & loud & (energy[:, 0] > 1e-8)
+    return voiced
 
 
 def stoi(real: Float[Tensor, " n"], fake: Float[Tensor, " n"], rate: int) -> float:

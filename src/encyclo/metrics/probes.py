@@ -424,7 +424,7 @@ def probe_suite(
         **options: further arguments of the probes by name (`epochs`, say), given to those that take them.
 
     Raises:
-        InputError: an unknown probe, or what a probe refuses.
+        InputError: no probe, or what a probe refuses.
     """
     import inspect
 
@@ -434,9 +434,8 @@ def probe_suite(
         "knn": knn_probe,
         "logistic": logistic_probe,
     }
-    unknown = [kind for kind in kinds if kind not in known]
-    if unknown or not kinds:
-        raise InputError(f"probe '{unknown[0] if unknown else ''}' is none of {', '.join(known)}")
+    if not kinds:
+        raise InputError(f"no probe is named: choose among {', '.join(known)}")
     parts = [Labelled(extract(encode, p.inputs, batch_size=batch_size), p.labels) for p in (train, validation, test)]
     parts = [Labelled(p.inputs, p.labels.to(p.inputs.device)) for p in parts]
     pooled = [Labelled(p.inputs.mean(1) if pool is None else pool(p.inputs), p.labels) for p in parts]

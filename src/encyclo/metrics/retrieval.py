@@ -5,6 +5,7 @@ that the judgements allow. A query without relevant documents scores 0.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "Difference",
     "Judgements",
+    "RetrievalTask",
     "average_precision",
     "gains_at",
     "ndcg",
@@ -36,6 +38,49 @@ class Judgements(NamedTuple):
     def single(cls, documents: Int[Tensor, " q"]) -> "Judgements":
         """One right document a query."""
         return cls(torch.arange(len(documents)), documents, torch.ones(len(documents)))
+
+
+class RetrievalTask(NamedTuple):
+    """Queries, a pool of documents, and which of them are right."""
+
+    queries: list[str]
+    documents: list[str]
+    right: Judgements
+
+    @classmethod
+    def from_pairs(
+        cls, queries: Sequence[str], documents: Sequence[str], *, most_queries: int, most_documents: int
+    ) -> "RetrievalTask":
+        """A task from pairs: a pool of the first pairs' documents, asked with the first queries.
+
+        Equal documents stand in the pool once. Where a query has several documents in the pool, all are right.
+
+        Args:
+            queries, documents: pair i is right; give them in the order in which they are to be taken.
+            most_queries: distinct queries to ask.
+            most_documents: distinct documents in the pool.
+        """
+        pool: dict[str, int] = {}
+        asked: dict[str, int] = {}
+        for query, document in zip(queries, documents, strict=True):
+            if document not in pool and len(pool) == most_documents:
+                continue
+            pool.setdefault(document, len(pool))
+            if len(asked) < most_queries:
+                asked.setdefault(query, len(asked))
+        pairs = sorted(
+            {
+                (asked[query], pool[document])
+                for query, document in zip(queries, documents, strict=True)
+                if query in asked and document in pool
+            }
+        )
+        right = Judgements(
+            torch.tensor([q for q, _ in pairs], dtype=torch.int64),
+            torch.tensor([d for _, d in pairs], dtype=torch.int64),
+            torch.ones(len(pairs)),
+        )
+        return cls(list(asked), list(pool), right)
 
 
 def rank(scores: Float[Tensor, "q d"], k: int | None = None) -> Int[Tensor, "q k"]:

@@ -1,4 +1,5 @@
-"""Attention with linear biases: a penalty on distance in place of position embeddings (Press et al. 2022, arXiv 2108.12409)."""
+"""Attention with linear biases: a penalty on distance in place of position embeddings (Press et al. 2022, arXiv
+2108.12409)."""
 
 import math
 from typing import Literal
@@ -8,7 +9,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from encyclo.errors import InputError
 from encyclo.nn.part import Part, PartConfig
+
+LARGEST_TABLE = 2**32
+"""Bytes that a table may take: 9,459 tokens with 12 heads."""
 
 
 def alibi_slopes(heads: int) -> Float[Tensor, " heads"]:
@@ -33,6 +38,8 @@ class Alibi(Part):
     """
 
     class Config(PartConfig):
+        """The length to begin with."""
+
         kind: Literal["alibi"] = "alibi"
         starting_length: int = Field(512, ge=1, description="length for which the table is built at first")
 
@@ -44,7 +51,9 @@ class Alibi(Part):
         self.config = config
         self.heads = heads
         self.register_buffer("slopes", torch.empty(heads), persistent=False)
-        self.register_buffer("table", torch.empty(heads, config.starting_length, config.starting_length), persistent=False)
+        self.register_buffer(
+            "table", torch.empty(heads, config.starting_length, config.starting_length), persistent=False
+        )
         self.init_own()
 
     def init_own(self) -> None:
@@ -59,9 +68,16 @@ class Alibi(Part):
         return self.table.shape[-1]
 
     def grow(self, length: int) -> bool:
-        """Build the table anew if it is shorter than `length`; tells whether it was."""
+        """Build the table anew if it is shorter than `length`; tells whether it was.
+
+        Raises:
+            InputError: a table larger than `LARGEST_TABLE`.
+        """
         if length <= self.length:
             return False
+        if 4 * self.heads * length**2 > LARGEST_TABLE:
+            most = math.isqrt(LARGEST_TABLE // (4 * self.heads))
+            raise InputError(f"a text of {length} tokens is too long, {most} is the most: cut it into parts")
         with torch.no_grad():
             self.table = self._bias(length).to(self.table)
         return True

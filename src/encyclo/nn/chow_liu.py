@@ -63,11 +63,13 @@ def mutual_information(
         joint = _entropy(joint).view(stop - start, k, d - start, k).sum((1, 3))
         out[start:stop, start:] = entropy[start:stop, None] + entropy[start:] - joint
     upper = out.triu(1).clamp_(min=0)
-    return upper + upper.T + torch.diag(entropy)
+    whole: Tensor = upper + upper.T + torch.diag(entropy)
+    return whole
 
 
 def _entropy(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return -torch.special.xlogy(p, p)
+    out: Tensor = -torch.special.xlogy(p, p)
+    return out
 
 
 def maximum_spanning_tree(weights: Float[Tensor, "d d"]) -> Int64[np.ndarray, " edges 2"]:
@@ -203,5 +205,3 @@ def _distances(
     if (distance < 0).any():
         raise ValueError("the edges do not join all variables")
     return distance, parent
-
-

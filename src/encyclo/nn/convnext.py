@@ -28,9 +28,11 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ConvNeXtBlock(Part):
-    """y = x + gamma * W_2 GELU(W_1 LN(depthwise_k(x))), the two linear layers at each place (arXiv 2201.03545, fig. 4)."""
+    """y = x + gamma * W_2 GELU(W_1 LN(depthwise_k(x))), the linear layers at each place (arXiv 2201.03545, fig. 4)."""
 
     class Config(PartConfig):
+        """Numbers of a block."""
+
         kernel: int = Field(7, ge=1, description="side of the depthwise convolution, odd")
         expansion: int = Field(4, ge=1)
         layer_scale: LayerScale.Config | None = LayerScale.Config(init=1e-6)
@@ -64,14 +66,16 @@ class ConvNeXtBlock(Part):
 class ConvNeXt(Part):
     """Images -> feature maps, smaller by the product of the strides.
 
-    Stage 1 begins with a convolution of kernel and stride s_1 and a channel norm, each later stage i with a channel norm
-    and a convolution of kernel and stride s_i; blocks follow. There is no norm at the end. The defaults are ConvNeXt-T's
-    backbone; any strides do, so that the same part is the encoder of HNeRV.
+    Stage 1 begins with a convolution of kernel and stride s_1 and a channel norm, each later stage i with a channel
+    norm and a convolution of kernel and stride s_i; blocks follow. There is no norm at the end. The defaults are
+    ConvNeXt-T's backbone; any strides do, so that the same part is the encoder of HNeRV.
 
     All weights start as a truncated normal of deviation 0.02, all biases at 0.
     """
 
     class Config(PartConfig):
+        """Numbers of the encoder, one entry a stage."""
+
         strides: tuple[int, ...] = (4, 2, 2, 2)
         depths: tuple[int, ...] = (3, 3, 9, 3)
         dims: tuple[int, ...] = (96, 192, 384, 768)
@@ -82,9 +86,8 @@ class ConvNeXt(Part):
         @model_validator(mode="after")
         def _one_entry_a_stage(self) -> "ConvNeXt.Config":
             if not len(self.strides) == len(self.depths) == len(self.dims) > 0:
-                raise ValueError(
-                    f"{len(self.strides)} strides, {len(self.depths)} depths and {len(self.dims)} dims: give one of each a stage"
-                )
+                counts = f"{len(self.strides)} strides, {len(self.depths)} depths and {len(self.dims)} dims"
+                raise ValueError(f"{counts}: give one of each a stage")
             if min(*self.strides, *self.dims) < 1 or min(self.depths) < 0:
                 raise ValueError("strides and dims must be at least 1, depths at least 0")
             return self
@@ -116,7 +119,7 @@ class ConvNeXt(Part):
         """Feature maps of the last stage.
 
         Args:
-            images: height and width must be multiples of the product of the strides; store them channels-last for speed.
+            images: height and width must be multiples of the product of the strides; channels-last is fastest.
         """
         hidden: torch.Tensor = images
         for stage in self.stages:

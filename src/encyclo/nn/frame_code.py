@@ -14,13 +14,15 @@ __all__ = ["FrameCode"]
 
 
 class FrameCode(Part):
-    """code(t) = [sin(b^0 pi t), ..., sin(b^(l-1) pi t), cos(b^0 pi t), ..., cos(b^(l-1) pi t)] (NeRV, arXiv 2110.13903, eq. 2).
+    """code(t) = [sin(b^i pi t) for i < l] + [cos(b^i pi t) for i < l] (NeRV, arXiv 2110.13903, section 3.1).
 
     The angles reach b^(l-1) pi, 10^8 at the defaults, where float32 would keep nothing of the phase: they are formed in
     float64 on the CPU, so that a code is the same on every machine.
     """
 
     class Config(PartConfig):
+        """The frequencies."""
+
         base: float = Field(1.25, gt=0, description="b, ratio of neighbouring frequencies")
         levels: int = Field(80, ge=1, description="l, number of frequencies")
 

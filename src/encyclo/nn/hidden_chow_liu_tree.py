@@ -4,25 +4,26 @@ Liu, Mandt & Van den Broeck 2022 (arXiv 2111.11632, section 4). Every variable X
 the latents form the Chow-Liu tree of the variables. Written as a circuit, node i has M input units B_i[z, x_i], M
 product units and, towards its parent, M sum units, each weighing the M product units below:
 
-    m_i[z] = B_i[z, x_i] * prod_{c child of i} u_c[z],    u_c[z] = sum_z' A_c[z, z'] m_c[z'],    p(x) = sum_z pi[z] m_root[z]
+    m_i[z] = B_i[z, x_i] prod_{c child of i} u_c[z],  u_c[z] = sum_z' A_c[z, z'] m_c[z'],  p(x) = sum_z pi[z] m_root[z]
 
 with m_i[z] = p(observations below i | Z_i = z). All nodes of one depth are computed in one batched product.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Int64, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
+from encyclo.nn.backoff import Backoff
 from encyclo.nn.chow_liu import Tree
 from encyclo.nn.part import Part, PartConfig
 
-__all__ = ["Counts", "HiddenChowLiuTree"]
+__all__ = ["Counts", "HiddenChowLiuTree", "Upward", "power_of_two"]
 
 TINY = 1e-30
 """Least value of a scaled message in float32: keeps quotients finite; below any probability that matters."""
@@ -35,14 +36,14 @@ class Counts:
     Attributes:
         prior: of the root's states, [m].
         transition: of (parent's state, own state), [d, m, m], nodes in the order of levels; the root's are zero.
-        emission: of (value, state), [d, values, m], nodes in the order of levels.
+        emission: of (state, value), [d, m, values], nodes in the order of levels.
         log_likelihood: summed over the batch, in nats.
         samples: how many (their weights' sum).
     """
 
     prior: Float[Tensor, " m"]
     transition: Float[Tensor, "d m m"]
-    emission: Float[Tensor, "d values m"]
+    emission: Float[Tensor, "d m values"]
     log_likelihood: Float[Tensor, ""]
     samples: Float[Tensor, ""]
 
@@ -57,8 +58,35 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Upward:
+    """What a pass from the leaves to the root found: p = value * 2^exponent for each sample."""
+
+    value: Float[Tensor, " n"]
+    exponent: Int64[Tensor, " n"]
+    products: Float[Tensor, "d m n"]
+    """Product units of each node, scaled per node and sample so that the largest lies in [1/2, 1)."""
+    sums: Float[Tensor, "d m n"]
+    """Sum units of each node towards its parent (those of the root are not set)."""
+
+    def log(self) -> Float[Tensor, " n"]:
+        """ln p, in float64."""
+        return self.value.double().log() + math.log(2) * self.exponent.double()
+
+
+def power_of_two(
+    positive: Float[Tensor, "*shape"],
+) -> tuple[Float[Tensor, "*shape"], Int64[Tensor, "*shape"]]:
+    """Exact 2^-e, and e, for the e with x 2^-e in [1/2, 1): read off the bits of positive normal floats."""
+    if positive.dtype == torch.float64:
+        biased = positive.contiguous().view(torch.int64) >> 52
+        return ((2045 - biased) << 52).view(torch.float64), biased - 1022
+    biased32 = positive.contiguous().view(torch.int32) >> 23
+    return ((253 - biased32) << 23).view(torch.float32), biased32.long() - 126
+
+
+@dataclass(frozen=True)
 class _Level:
-    """Nodes start..stop, whose children are the next level; `ranks` pairs (children, parents) that may be done at once."""
+    """Nodes start..stop of one depth; `ranks` pairs first children with their parents, then second ones, and so on."""
 
     start: int
     stop: int
@@ -70,7 +98,7 @@ class HiddenChowLiuTree(Part):
     """The circuit's parameters, its likelihood in float64 or float32, its flows, exact sampling and posteriors.
 
     Parameters (probabilities, not logits; rows sum to 1): `prior` [m], `transition` [d-1, m, m] (parent's state, own
-    state) and `emission` [d, values, m] (so that looking up a value reads m neighbours). Nodes stand in the order of the
+    state) and `emission` [d, m, values]. Nodes stand in the order of the
     tree's levels, `variables` names the variable of each. In all (d-1) m^2 + d m values + m numbers.
     """
 
@@ -79,20 +107,25 @@ class HiddenChowLiuTree(Part):
 
         latents: int = Field(16, ge=1, description="M, states of each latent variable")
         values: int = Field(256, ge=2, description="size of the variables' alphabet")
+        pseudo_count: float = Field(0.1, ge=0, description="kappa, spread over the M edges of each sum unit")
+        backoff: Backoff.Config = Backoff.Config()
 
     def __init__(self, config: Config, *, tree: Tree) -> None:
         super().__init__()
         self.config = config
         d, m, values = len(tree), config.latents, config.values
-        self.prior = nn.Parameter(torch.empty(m), requires_grad=False)
-        self.transition = nn.Parameter(torch.empty(d - 1, m, m), requires_grad=False)
-        self.emission = nn.Parameter(torch.empty(d, values, m), requires_grad=False)
+        self.prior = nn.Parameter(torch.empty(m))
+        self.transition = nn.Parameter(torch.empty(d - 1, m, m))
+        self.emission = nn.Parameter(torch.empty(d, m, values))
         self.parent: Tensor
         self.register_buffer("parent", torch.from_numpy(tree.parent.copy()))
+        self.backoff = config.backoff.build(variables=d, values=values)
         self.tree = tree
+        self.init_own()
 
+    @torch.no_grad()
     def init_own(self) -> None:
-        """Uniform rows: a saddle point, from which `start` leads away."""
+        """Uniform rows: a saddle point of the likelihood, from which `start` leads away."""
         self.parent.copy_(torch.from_numpy(self.tree.parent))
         self.prior.fill_(1 / self.config.latents)
         self.transition.fill_(1 / self.config.latents)
@@ -132,53 +165,49 @@ class HiddenChowLiuTree(Part):
     def _apply(self, fn: Any, recurse: bool = True) -> "HiddenChowLiuTree":
         for name in ("variables", "_levels"):  # index tensors follow the parameters to their device
             self.__dict__.pop(name, None)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     # -- likelihood ----------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def inputs(
-        self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"], observed: Bool[Tensor, "*n d"] | None = None,
-        *, dtype: torch.dtype = torch.float64,
-    ) -> Float[Tensor, "d n m"]:
+        self,
+        data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"],
+        observed: Bool[Tensor, "*n d"] | None = None,
+        *,
+        dtype: torch.dtype = torch.float64,
+    ) -> Float[Tensor, "d m n"]:
         """Input units B_i[z, x_i]; 1 where a variable is not observed."""
-        values = self.config.values
-        d = len(self.tree)
-        rows = data[:, self.variables].T.long() + values * torch.arange(d, device=data.device)[:, None]
-        out = self.emission.to(dtype).view(d * values, -1)[rows]
+        at = data[:, self.variables].T.long()[:, None].expand(-1, self.config.latents, -1)
+        out = self.emission.gather(2, at).to(dtype)
         if observed is not None:
-            seen = observed.expand(data.shape)[:, self.variables].T
-            out = torch.where(seen[..., None], out, torch.ones((), dtype=dtype, device=data.device))
+            hidden = ~observed.expand(data.shape)[:, self.variables].T
+            out.masked_fill_(hidden[:, None], 1.0)
         return out
 
-    def upward(
-        self, inputs: Float[Tensor, "d n m"]
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "d n m"], Float[Tensor, "d n m"]]:
+    @torch.no_grad()
+    def upward(self, inputs: Float[Tensor, "d m n"]) -> "Upward":
         """One pass from the leaves to the root.
 
         Args:
             inputs: values of the input units; overwritten by the product units.
-
-        Returns:
-            log p in nats; product units m and sum units u of each node (the root's sum units are those of the prior,
-            unused), scaled per node and sample so that the largest product unit is 1.
         """
         m, u = inputs, torch.empty_like(inputs)
-        log = torch.zeros(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+        exponent = torch.zeros(inputs.shape[2], dtype=torch.int64, device=inputs.device)
         weights = self.transition.to(inputs.dtype)
         for level in reversed(self._levels):
             for children, parents in level.ranks:
-                m[parents] = m[parents] * u[children]
+                m[parents] = m[parents].mul_(u[children])
             here = m[level.start : level.stop]
-            scale = here.amax(-1, keepdim=True)
-            here /= scale
-            here.clamp_(min=TINY)
-            log += scale.log().sum((0, 2))
+            factor, shift = power_of_two(here.amax(1, keepdim=True))
+            here.mul_(factor).clamp_(min=TINY)
+            exponent += shift.sum((0, 1))
             if level.start:
-                torch.bmm(here, weights[level.start - 1 : level.stop - 1].mT, out=u[level.start : level.stop])
-        top = m[0] @ self.prior.to(inputs.dtype)
-        return log + top.log(), m, u
+                torch.bmm(weights[level.start - 1 : level.stop - 1], here, out=u[level.start : level.stop])
+        return Upward(self.prior.to(inputs.dtype) @ m[0], exponent, m, u)
 
+    @torch.no_grad()
     def log_likelihood(
         self,
         data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"],
@@ -199,33 +228,34 @@ class HiddenChowLiuTree(Part):
         for start in range(0, len(data), batch):
             part = slice(start, start + batch)
             seen = observed if observed is None or observed.ndim == 1 else observed[part]
-            parts.append(self.upward(self.inputs(data[part], seen, dtype=dtype))[0])
+            parts.append(self.upward(self.inputs(data[part], seen, dtype=dtype)).log())
         return torch.cat(parts) if parts else torch.zeros(0, dtype=dtype, device=data.device)
 
     # -- flows ---------------------------------------------------------------------------------------------------
 
-    def posteriors(
-        self, m: Float[Tensor, "d n m"], u: Float[Tensor, "d n m"], counts: Counts | None = None
-    ) -> Float[Tensor, "d n m"]:
+    @torch.no_grad()
+    def posteriors(self, up: "Upward", counts: Counts | None = None) -> Float[Tensor, "d m n"]:
         """Flows of the product units, F_i[z] = p(Z_i = z | observations), by a pass from the root to the leaves.
 
         Args:
-            m, u: from `upward`; u is overwritten.
+            up: from `upward`; its sum units are overwritten.
             counts: takes the flows of the sum units' edges, summed over the samples.
         """
+        m, u = up.products, up.sums
         flows = torch.empty_like(m)
         weights = self.transition.to(m.dtype)
-        root = self.prior.to(m.dtype) * m[0]
-        flows[0] = root / root.sum(-1, keepdim=True)
+        root = self.prior.to(m.dtype)[:, None] * m[0]
+        flows[0] = root / root.sum(0)
         for level in self._levels[1:]:
             here, above = slice(level.start, level.stop), slice(level.start - 1, level.stop - 1)
-            ratio = torch.div(flows[level.parents], u[here], out=u[here])
-            torch.bmm(ratio, weights[above], out=flows[here])
+            ratio = flows[level.parents].div_(u[here])
+            torch.bmm(weights[above].mT, ratio, out=flows[here])
             flows[here] *= m[here]
             if counts is not None:
-                counts.transition[above] += weights[above] * torch.bmm(ratio.mT, m[here])
+                counts.transition[above] += torch.bmm(ratio, m[here].mT).mul_(weights[above])
         return flows
 
+    @torch.no_grad()
     def counts(
         self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"], *, dtype: torch.dtype = torch.float32, batch: int = 256
     ) -> Counts:
@@ -236,18 +266,144 @@ class HiddenChowLiuTree(Part):
             dtype: of the computation.
             batch: samples at a time; the sums are over all of `data`.
         """
-        out = Counts(*(torch.zeros_like(p, dtype=dtype) for p in (self.prior, self.transition, self.emission)),
-            *(torch.zeros((), dtype=torch.float64, device=data.device) for _ in range(2)))  # fmt: skip
-        d, values = len(self.tree), self.config.values
-        flat = out.emission.view(d * values, -1)
-        offsets = values * torch.arange(d, device=data.device)[:, None]
+        out = Counts(
+            *(torch.zeros_like(p, dtype=dtype) for p in (self.prior, self.transition, self.emission)),
+            *(torch.zeros((), dtype=torch.float64, device=data.device) for _ in range(2)),
+        )
         for start in range(0, len(data), batch):
             part = data[start : start + batch]
-            log, m, u = self.upward(self.inputs(part, dtype=dtype))
-            flows = self.posteriors(m, u, out)
-            rows = (part[:, self.variables].T.long() + offsets).flatten()
-            flat.index_add_(0, rows, flows.flatten(0, 1))
-            out.prior += flows[0].sum(0)
-            out.log_likelihood += log.double().sum()
+            up = self.upward(self.inputs(part, dtype=dtype))
+            flows = self.posteriors(up, out)
+            out.emission.scatter_add_(2, part[:, self.variables].T.long()[:, None].expand_as(flows), flows)
+            out.prior += flows[0].sum(1)
+            out.log_likelihood += up.log().sum()
             out.samples += len(part)
         return out
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def nll(self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"]) -> Float[Tensor, ""]:
+        """Mean negative log-likelihood in nats, differentiable: the flows are its gradient times the parameters.
+
+        F_{n,c} = theta_{n,c} d ln p / d theta_{n,c}, so a trainer that averages gradients over micro-batches and
+        processes averages flows, and `em_step` reads them off again.
+        """
+        loss: Tensor = _NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
+            self.prior, self.transition, self.emission, self, data
+        )
+        return loss
+
+    @torch.no_grad()
+    def em_step(self, samples: int, eta: float) -> None:
+        """One step of EM from the gradients of `nll`: theta <- (1 - eta) theta + eta theta_new; clears the gradients.
+
+        theta_new is the normalised flow with its pseudo-counts: kappa / M for each edge of a sum unit, `Backoff` for
+        the input units.
+
+        Args:
+            samples: size of the whole training set, to which a batch's mean flows are scaled.
+            eta: 1 is full EM; a mini-batch takes a part of the way.
+        """
+        flows = []
+        for p in (self.prior, self.transition, self.emission):
+            assert p.grad is not None
+            flows.append(p.grad.mul_(p).mul_(-samples))
+            p.grad = None
+        prior, transition, emission = flows
+        kappa = self.config.pseudo_count / self.config.latents
+        self.prior.lerp_(_rows(prior.add_(kappa)), eta)
+        self.transition.lerp_(_rows(transition.add_(kappa)), eta)
+        self.emission.lerp_(self.backoff(emission), eta)
+
+    @torch.no_grad()
+    def start(
+        self,
+        data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"],
+        generator: torch.Generator,
+        *,
+        kind: Literal["prototypes", "random"] = "prototypes",
+        radius: int = 3,
+        noise: float = 0.3,
+    ) -> None:
+        """First parameters, away from the saddle point where all latent states are alike (assumed, not published).
+
+        Args:
+            data: training samples; also teaches the backoff.
+            generator: on the CPU.
+            kind: "random": transitions drawn evenly from the simplex, emissions the variables' histograms with noise.
+                "prototypes": M training samples are drawn; each latent's state in a sample is the prototype that is
+                nearest on the variables within `radius` edges of the tree, and the tables are counted from that.
+            radius: of the neighbourhood.
+            noise: relative, of the random emissions.
+        """
+        m, d = self.config.latents, len(self.tree)
+        self.backoff.learn(data[:, self.variables])
+        uniform = torch.rand(self.transition.shape, generator=generator).clamp_(min=1e-6)
+        if kind == "random" or d == 1:
+            factor = 1 - noise + 2 * noise * torch.rand(self.emission.shape, generator=generator)
+            self.prior.fill_(1 / m)
+            self.transition.copy_(_rows(-uniform.log()))
+            self.emission.copy_(_rows(self.backoff(torch.zeros_like(self.emission)) * factor.to(data.device)))
+            return
+        states = self._nearest_prototypes(data, generator, radius)
+        counts = torch.zeros(d - 1, m * m, device=data.device)
+        above = torch.cat([level.parents for level in self._levels])[1:]
+        one = torch.ones((), device=data.device)
+        counts.scatter_add_(1, states[above] * m + states[1:], one.expand(d - 1, len(data)))
+        self.prior.copy_(_rows(torch.bincount(states[0], minlength=m) + 1.0))
+        self.transition.copy_(_rows(counts.view(d - 1, m, m) + 1.0))
+        joint = torch.zeros(d, m * self.config.values, device=data.device)
+        values = data[:, self.variables].T.long()
+        joint.scatter_add_(1, states * self.config.values + values, one.expand(d, len(data)))
+        self.emission.copy_(self.backoff(joint.view_as(self.emission)))
+
+    def _nearest_prototypes(
+        self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"], generator: torch.Generator, radius: int
+    ) -> Int64[Tensor, "d n"]:
+        """For each place and sample, which of M drawn samples is nearest around that place."""
+        d, m = len(self.tree), self.config.latents
+        near = torch.eye(d, dtype=torch.bool)
+        edges = torch.tensor([[c, p] for c, p in enumerate(self.tree.parent.tolist()) if p >= 0])
+        adjacent = torch.eye(d)
+        adjacent[edges[:, 0], edges[:, 1]] = adjacent[edges[:, 1], edges[:, 0]] = 1.0
+        for _ in range(radius):
+            near = (near.float() @ adjacent) > 0
+        ball = near[self.variables.cpu()].to(data.device, torch.float32)
+        chosen = torch.randperm(len(data), generator=generator)[:m]
+        chosen = chosen.repeat(-(-m // len(chosen)))[:m]
+        x = data.to(torch.float32).T.contiguous()
+        best = torch.full((d, len(data)), torch.inf, device=data.device)
+        states = torch.zeros(d, len(data), dtype=torch.int64, device=data.device)
+        for state, index in enumerate(chosen.tolist()):
+            distance = ball @ (x - x[:, index, None]).square_()
+            # ties (empty margins) are broken at random, so that no state starves
+            distance += torch.rand(distance.shape, generator=generator).to(data.device)
+            closer = distance < best
+            best = torch.where(closer, distance, best)
+            states.masked_fill_(closer, state)
+        return states
+
+
+def _rows(positive: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows k"]:
+    return positive / positive.sum(-1, keepdim=True)
+
+
+class _NegativeLogLikelihood(torch.autograd.Function):
+    """Mean -ln p; its gradient is minus the mean flows over the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, prior: Tensor, transition: Tensor, emission: Tensor, model: HiddenChowLiuTree, data: Tensor
+    ) -> Tensor:
+        counts = model.counts(data)
+        ctx.save_for_backward(
+            *(
+                flow.div_(p).div_(-len(data))
+                for flow, p in zip(counts.tensors()[:3], (prior, transition, emission), strict=True)
+            )
+        )
+        return (-counts.log_likelihood / len(data)).to(prior.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return (*(gradient * upstream[0] for gradient in ctx.saved_tensors), None, None)

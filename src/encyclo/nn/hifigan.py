@@ -1,6 +1,7 @@
 """HiFi-GAN's generator (Kong et al. 2020, arXiv 2010.05646) and its mirror, HiFi-Codec's encoder (arXiv 2305.02765)."""
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -21,6 +22,8 @@ class ResidualBlock(Part):
     """HiFi-GAN's residual block "1": for each dilation d, x <- x + Conv_k(lrelu(Conv_{k,d}(lrelu(x)))), same length."""
 
     class Config(PartConfig):
+        """Kernel and dilations."""
+
         kernel: int = Field(3, ge=1, description="odd")
         dilations: tuple[int, ...] = (1, 3, 5)
 
@@ -47,7 +50,9 @@ class ResidualBlock(Part):
 class _StackConfig(PartConfig):
     """What encoder and generator share."""
 
-    rates: tuple[int, ...] = Field((8, 5, 4, 2), description="of the generator, first stage first; the encoder reverses")
+    rates: tuple[int, ...] = Field(
+        (8, 5, 4, 2), description="of the generator, first stage first; the encoder reverses"
+    )
     kernels: tuple[int, ...] = Field((16, 11, 8, 4), description="one per rate; kernel - rate must be even")
     blocks: tuple[ResidualBlock.Config, ...] = (
         ResidualBlock.Config(kernel=3),
@@ -82,6 +87,8 @@ class HifiganGenerator(Part):
     """
 
     class Config(_StackConfig):
+        """Rates, kernels, blocks and width."""
+
         kind: Literal["hifigan"] = "hifigan"
         channels: int = Field(512, ge=1, description="width before the first stage; halves with each")
 
@@ -107,10 +114,6 @@ class HifiganGenerator(Part):
     def init_own(self) -> None:
         _draw([*self.ups, self.last], self.config.init_std)
 
-    def weight_normed(self) -> Iterator[nn.Module]:
-        """The layers that carry weight normalisation in training: all convolutions."""
-        return (m for m in self.modules() if isinstance(m, nn.Conv1d | nn.ConvTranspose1d))
-
     @property
     def context(self) -> int:
         """Frames to either side that a sample can depend on: with so much overlap, decoding in pieces is exact."""
@@ -126,7 +129,7 @@ class HifiganGenerator(Part):
         x = self.first(x)
         for up, blocks in zip(self.ups, self.blocks, strict=True):
             x = up(F.leaky_relu(x, SLOPE))
-            x = _mean(blocks, x)
+            x = reduce(torch.add, [block(x) for block in _list(blocks)]) / len(_list(blocks))
         return torch.tanh(self.last(F.leaky_relu(x)))
 
 
@@ -139,6 +142,8 @@ class HifiganEncoder(Part):
     """
 
     class Config(_StackConfig):
+        """Rates, kernels, blocks, width and norm."""
+
         kind: Literal["hifigan"] = "hifigan"
         channels: int = Field(32, ge=1, description="width after the first convolution; doubles with each stage")
         norm: Literal["group", "none"] = Field(
@@ -203,19 +208,18 @@ class HifiganEncoder(Part):
         x = self.first(wave)
         for down, blocks, norms in zip(self.downs, self.blocks, self.norms, strict=True):
             x = down(F.leaky_relu(x, SLOPE))
-            total = norms[0](blocks[0](x))
-            for block, norm in zip(list(blocks)[1:], list(norms)[1:], strict=True):
+            chain = list(zip(_list(blocks), _list(norms), strict=True))
+            total = chain[0][1](chain[0][0](x))
+            for block, norm in chain[1:]:
                 total = norm(total + block(x))
-            x = total / len(blocks)
+            x = total / len(chain)
         frames: Tensor = self.last(F.leaky_relu(x))
         return frames
 
 
-def _mean(blocks: nn.ModuleList, x: Tensor) -> Tensor:
-    total = blocks[0](x)
-    for block in list(blocks)[1:]:
-        total = total + block(x)
-    return total / len(blocks)
+def _list(modules: nn.Module) -> list[nn.Module]:
+    assert isinstance(modules, nn.ModuleList)
+    return list(modules)
 
 
 def _draw(layers: list[nn.Module], std: float | None) -> None:

@@ -42,11 +42,13 @@ class NervDecoder(Part):
     i = 0 .. n-1 with kernels k_i = min(K_min + 2 i, K_max) and widths C_(i+1) = max(round(C_i / r), C_low); a 3x3
     convolution to three channels and 0.5 tanh(.) + 0.5. No normalisation; torch's own initial values.
 
-    The defaults are HNeRV's rebalanced layout. NeRV's is `reduce=2, kernels=(3, 3), grow=(first height, first width)` on
-    a 1x1 grid.
+    The defaults are HNeRV's rebalanced layout. NeRV's is `reduce=2, kernels=(3, 3), grow=(first height, first width)`
+    on a 1x1 grid.
     """
 
     class Config(PartConfig):
+        """Numbers of the decoder, and what follows from them: its size and its cost."""
+
         width: int = Field(68, ge=1, le=_MOST_WIDTH, description="c_2, channels of the first grid")
         strides: tuple[int, ...] = (5, 4, 4, 2, 2)
         reduce: float = Field(1.2, gt=0, description="r, ratio of neighbouring widths")
@@ -132,8 +134,8 @@ def solve_width(
 
     c_2 is the positive root, rounded down, of a c^2 + b c - (budget - embeddings) = 0 with
     a = (1 / r) sum_i r^(-2 i) s_i^2 k_i^2 and b the 1x1 layer's weights a channel. HNeRV counts that layer as 3x3
-    (b = 9 d q^2), which is a leftover but gives the published widths; with a grid of codes (`grow`) it counts as what it is.
-    The equation leaves out biases, the head and the least width C_low, so c_2 is stepped down until the
+    (b = 9 d q^2), which is a leftover but gives the published widths; with an oblong `grow` (NeRV) it counts as what it
+    is. The equation leaves out biases, the head and the least width C_low, so c_2 is stepped down until the
     true count exceeds the budget by no more than the share `slack` (the published models exceed theirs by up to 1 %).
 
     Args:
@@ -149,10 +151,14 @@ def solve_width(
     left = budget - embeddings
     smallest = config.replace(width=1).size(dim)
     if left <= 0:
-        raise InputError(f"size={budget}: the embeddings alone take {embeddings} numbers; raise it above {embeddings + smallest}")
+        raise InputError(
+            f"size={budget}: the embeddings alone take {embeddings} numbers; raise it above {embeddings + smallest}"
+        )
     taps = 9 if config.grow[0] == config.grow[1] else 1
     kernels = [min(config.kernels[0] + 2 * i, config.kernels[1]) for i in range(len(config.strides))]
-    a = sum(config.reduce ** (-2 * i) * (s * k) ** 2 for i, (s, k) in enumerate(zip(config.strides, kernels, strict=True)))
+    a = sum(
+        config.reduce ** (-2 * i) * (s * k) ** 2 for i, (s, k) in enumerate(zip(config.strides, kernels, strict=True))
+    )
     a /= config.reduce
     b = taps * dim * config.grow[0] * config.grow[1]
     width = min(int((-b + math.sqrt(b * b + 4 * a * left)) / (2 * a)), _MOST_WIDTH)
@@ -161,15 +167,17 @@ def solve_width(
         if embeddings + chosen.size(dim) <= budget * (1 + slack):
             return chosen
         width -= 1
-    raise InputError(f"size={budget}: the smallest decoder takes {embeddings + smallest} numbers with the embeddings; raise it")
+    raise InputError(
+        f"size={budget}: the smallest decoder takes {embeddings + smallest} numbers with the embeddings; raise it"
+    )
 
 
 def choose_strides(height: int, width: int, *, places: int = 8) -> tuple[int, ...]:
     """Strides whose grid has about `places` places for a frame of this size, with little padding.
 
     Every product P that factors into strides of 2 to 5 is weighed: the share of padding up to the next multiples of P
-    plus 0.1 |log2(grid places / `places`)|. Its strides fall, end in 2 and are as few as possible. This gives the papers'
-    5,4,4,2,2 for 640x1280, 5,4,3,2,2 for 480x960 and 5,4,4,3,2 for 960x1920.
+    plus 0.1 |log2(grid places / `places`)|. Its strides fall, end in 2 and are as few as possible. This gives the
+    papers' 5,4,4,2,2 for 640x1280, 5,4,3,2,2 for 480x960 and 5,4,4,3,2 for 960x1920.
 
     Raises:
         InputError: a frame without pixels.
@@ -186,7 +194,7 @@ def choose_strides(height: int, width: int, *, places: int = 8) -> tuple[int, ..
 
 
 def _stride_products(most: int) -> dict[int, tuple[int, ...]]:
-    """For each product up to `most` (at least 2), its preferred strides: falling, the last 2, the fewest, large first."""
+    """For each product up to `most` (at least 2), its best strides: falling, the last 2, the fewest, large first."""
     found: dict[int, tuple[int, ...]] = {2: (2,)}
     todo: list[tuple[int, ...]] = [(2,)]
     while todo:

@@ -1,4 +1,4 @@
-"""The SPLADE head: token states -> one weight per vocabulary entry, without ever holding [batch, tokens, vocabulary]."""
+"""The SPLADE head: token states -> one weight per vocabulary entry, never holding [batch, tokens, vocabulary]."""
 
 from typing import Any
 
@@ -123,11 +123,31 @@ class SparseHead(Part):
         if self.bias is not None:
             torch.nn.init.zeros_(self.bias)
 
+    @torch.no_grad()
+    def calibrate(self, largest: Float[Tensor, "n v"], margin: float = 0.0) -> None:
+        """Start the bias at -(mean + margin * deviation) of each term's largest logit over n texts.
+
+        The logits of a language model are far above zero for every term; with this start a term is on where it is
+        more likely than it usually is.
+        """
+        if self.bias is None:
+            raise ValueError("only a head with a bias can be calibrated")
+        self.bias.copy_(-(largest.mean(dim=0) + margin * largest.std(dim=0)))
+
     def forward(
-        self, states: Float[Tensor, "b t d"], matrix: Float[Tensor, "v d"], pooled: Bool[Tensor, "b t"]
+        self,
+        states: Float[Tensor, "b t d"],
+        matrix: Float[Tensor, "v d"],
+        pooled: Bool[Tensor, "b t"],
+        offset: Float[Tensor, " v"] | None = None,
     ) -> Float[Tensor, "b v"]:
-        """Weights [b, v], float32, none negative; a text without pooled tokens gets zeros."""
+        """Weights [b, v], float32, none negative; a text without pooled tokens gets zeros.
+
+        `offset` is the base model's own bias of the output matrix, where it has one.
+        """
         logits = max_logits(states, matrix, pooled, chunk=self.config.chunk)
+        if offset is not None:
+            logits = logits + offset.float()
         if self.bias is not None:
             logits = logits + self.bias.float()
         return torch.log1p(torch.relu(logits))

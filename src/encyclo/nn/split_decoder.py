@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from encyclo.errors import InputError
 
-__all__ = ["SplitDecoder", "decoder_layers"]
+__all__ = ["SplitDecoder", "StateCache", "decoder_layers", "head_inputs"]
 
 
 class _Reached(Exception):
@@ -46,7 +46,7 @@ class SplitDecoder:
     """
 
     def __init__(self, model: Any, upper: int) -> None:
-        self._trunk: Any = model.base_model
+        self.trunk: Any = model.base_model
         self._layers = list(decoder_layers(model)[1])
         if not 1 <= upper <= len(self._layers):
             raise InputError(f"upper={upper}: the model has {len(self._layers)} layers")
@@ -54,7 +54,7 @@ class SplitDecoder:
 
     def whole(self, ids: Int64[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Final states of all tokens, after the last norm."""
-        states: Tensor = self._trunk(input_ids=ids, use_cache=False).last_hidden_state
+        states: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
         return states
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class SplitDecoder:
 
         hook = self._layers[self._border].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self._trunk(input_ids=ids, use_cache=False)
+            self.trunk(input_ids=ids, use_cache=False)
         except _Reached as reached:
             return reached.states
         finally:
@@ -77,7 +77,7 @@ class SplitDecoder:
         """Final states from stored ones."""
         ids = torch.zeros(states.shape[:2], dtype=torch.int64, device=states.device)
         with self._handed_through(states):
-            made: Tensor = self._trunk(input_ids=ids, use_cache=False).last_hidden_state
+            made: Tensor = self.trunk(input_ids=ids, use_cache=False).last_hidden_state
         return made
 
     @contextlib.contextmanager
@@ -102,3 +102,49 @@ class SplitDecoder:
             hook.remove()
             for layer in lower:
                 del layer.forward
+
+
+class StateCache:
+    """Remembers lower-half states by token ids, up to a number of bytes; frozen layers give them once and for all.
+
+    Args:
+        split: the decoder.
+        megabytes: how much to remember; 0: nothing.
+    """
+
+    def __init__(self, split: SplitDecoder, megabytes: int) -> None:
+        self.split = split
+        self._room = megabytes * 2**20
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+
+    def lower(self, rows: list[list[int]]) -> Float[Tensor, "b t d"]:
+        """States of texts of different lengths, zeros behind each; what is remembered is not computed again."""
+        keys = [tuple(row) for row in rows]
+        known = {key: self._kept[key] for key in keys if key in self._kept}
+        fresh = sorted({key for key in keys if key not in known}, key=len)
+        if fresh:
+            device = next(self.split.trunk.parameters()).device
+            ids = nn.utils.rnn.pad_sequence([torch.tensor(key, device=device) for key in fresh], batch_first=True)
+            for key, states in zip(fresh, self.split.lower(ids), strict=True):
+                known[key] = states[: len(key)].clone()
+                size = known[key].numel() * known[key].element_size()
+                if size <= self._room:
+                    self._kept[key] = known[key]
+                    self._room -= size
+        return nn.utils.rnn.pad_sequence([known[key] for key in keys], batch_first=True)
+
+
+def head_inputs(model: Any, **inputs: Tensor) -> Float[Tensor, "b t d"]:
+    """What enters the output matrix of a language model (of a masked one: after its transform), without the logits."""
+
+    def stop(module: nn.Module, given: tuple[Any, ...]) -> None:
+        raise _Reached(given[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(stop)
+    try:
+        model(**inputs)
+    except _Reached as reached:
+        return reached.states
+    finally:
+        hook.remove()
+    raise RuntimeError("the model did not come to its output matrix")

@@ -1,7 +1,7 @@
 """A transformer encoder of text (Devlin et al. 2019) whose parts can be exchanged one by one (Portes et al. 2023).
 
-The block is BERT's, with the LayerNorm behind each residual sum. Position scheme, feed-forward, attention path, unpadding
-and the precision of LayerNorm are choices of the configuration.
+The block is BERT's, with the LayerNorm behind each residual sum. Position scheme, feed-forward, attention path,
+unpadding and the precision of LayerNorm are choices of the configuration.
 """
 
 from typing import Annotated, Literal
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from encyclo.errors import InputError
 from encyclo.nn.alibi import Alibi
-from encyclo.nn.feed_forward import FeedForward, Glu
+from encyclo.nn.feed_forward import Activation, FeedForward, Glu, activate
 from encyclo.nn.part import Part, PartConfig
-from encyclo.nn.varlen import Attention, AttentionPath, Layout, attention_over
+from encyclo.nn.varlen import Attention, AttentionPath, Layout, attention_over, runs_by_length
 
 
 class LearnedPositions(Part):
@@ -27,6 +27,8 @@ class LearnedPositions(Part):
     """
 
     class Config(PartConfig):
+        """The size of the table."""
+
         kind: Literal["learned"] = "learned"
         length: int = Field(512, ge=1, description="positions in the table")
 
@@ -72,7 +74,9 @@ class Norm(nn.LayerNorm):
             return super().forward(x)
         dtype = torch.get_autocast_dtype(kind)
         with torch.autocast(kind, enabled=False):
-            return F.layer_norm(x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+            return F.layer_norm(
+                x.to(dtype), self.normalized_shape, self.weight.to(dtype), self.bias.to(dtype), self.eps
+            )
 
 
 class EncoderLayer(nn.Module):
@@ -207,14 +211,47 @@ class TextEncoder(Part):
             dtype=dtype,
             dropout=config.attention_dropout if self.training else 0.0,
         )
-        for index, layer in enumerate(self.layers):
-            x = layer(x, attention, chosen if index == config.layers - 1 else None)
-        return x
+        for layer in self.layers[:-1]:
+            x = layer(x, attention)
+        out: Tensor = self.layers[-1](x, attention, chosen)
+        return out
+
+    @torch.no_grad()
+    def embed(
+        self,
+        ids: Int64[Tensor, " n"],
+        lengths: Int64[Tensor, " texts"],
+        *,
+        pool: Literal["mean", "first"] = "mean",
+        batch_tokens: int = 4096,
+    ) -> Float[Tensor, "texts dim"]:
+        """One vector per text (float32 at least, on the CPU), in the order given.
+
+        Texts of like length are computed together.
+
+        Args:
+            ids: tokens of all texts, behind one another.
+            lengths: tokens of each text.
+            pool: the mean over a text's tokens, or its first token.
+            batch_tokens: most cells of a batch, padding included; a longer text is a batch by itself.
+        """
+        device = self.words.weight.device
+        begin = lengths.cumsum(0) - lengths
+        runs = runs_by_length(lengths, batch_tokens)
+        pooled = []
+        for rows in runs:
+            sizes = lengths[rows]
+            layout = self.layout(sizes)
+            places = torch.arange(int(sizes.sum())) + (begin[rows] - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
+            x = self.flat(layout.arrange(ids[places].to(device), self.pad), layout)
+            pooled.append((layout.mean(x) if pool == "mean" else layout.first(x).float()).cpu())
+        joined = torch.cat(pooled)
+        return torch.empty_like(joined).index_copy(0, torch.cat(runs), joined)
 
     def forward(
         self,
         ids: Int64[Tensor, "batch width"],
-        mask: Shaped[Tensor, "batch width"] | None = None,
+        mask: Shaped[Tensor, "mask_rows mask_columns"] | None = None,
         types: Int64[Tensor, "batch width"] | None = None,
     ) -> Float[Tensor, "batch width dim"]:
         """The vectors of a padded batch, 0 where there is padding.
@@ -225,13 +262,15 @@ class TextEncoder(Part):
             types: token types; all 0 if not given.
 
         Raises:
-            InputError: an id outside the vocabulary, a mask of another shape, a row that is all padding or has a gap (the
-                message names the row).
+            InputError: an id outside the vocabulary, a mask of another shape, a row that is all padding or has a gap
+                (the message names the row).
         """
         if mask is None:
             mask = torch.ones_like(ids)
         if mask.shape != ids.shape:
-            raise InputError(f"the mask is {tuple(mask.shape)}, the ids are {tuple(ids.shape)}: give one entry for each id")
+            raise InputError(
+                f"the mask is {tuple(mask.shape)}, the ids are {tuple(ids.shape)}: give one entry for each id"
+            )
         wrong = (((ids < 0) | (ids >= self.config.table)) & mask.bool()).any(1).nonzero()
         if len(wrong):
             row = int(wrong[0])
@@ -246,14 +285,20 @@ class TextEncoder(Part):
 
 
 class MaskedLMHead(Part):
-    """Vectors -> scores over the vocabulary: dense, GELU, LayerNorm, then the word table itself and a bias.
+    """Vectors -> scores over the vocabulary: dense, activation, LayerNorm, then the word table itself and a bias.
 
     Args:
         encoder: configuration of the encoder below.
     """
 
-    def __init__(self, config: PartConfig, *, encoder: TextEncoder.Config) -> None:
+    class Config(PartConfig):
+        """BERT takes the activation of its feed-forward here too."""
+
+        activation: Activation = "gelu"
+
+    def __init__(self, config: Config, *, encoder: TextEncoder.Config) -> None:
         super().__init__()
+        self.config = config
         self.dense = nn.Linear(encoder.dim, encoder.dim)
         self.norm = Norm(encoder.dim, encoder.norm_eps, encoder.low_precision_norm)
         self.bias = nn.Parameter(torch.zeros(encoder.table))
@@ -267,31 +312,8 @@ class MaskedLMHead(Part):
             self.dense.bias.zero_()
             self.bias.zero_()
 
-    def forward(self, x: Float[Tensor, "n dim"], words: Float[Tensor, "vocabulary dim"]) -> Float[Tensor, "n vocabulary"]:
+    def forward(
+        self, x: Float[Tensor, "n dim"], words: Float[Tensor, "vocabulary dim"]
+    ) -> Float[Tensor, "n vocabulary"]:
         """Scores; `words` is the encoder's word table (tied)."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), words, self.bias)
-
-
-class Pooler(Part):
-    """The tanh pooler on the first token, for classifiers.
-
-    Args:
-        encoder: configuration of the encoder below.
-    """
-
-    def __init__(self, config: PartConfig, *, encoder: TextEncoder.Config) -> None:
-        super().__init__()
-        self.dense = nn.Linear(encoder.dim, encoder.dim)
-        self.std = encoder.init_std
-        self.init_own()
-
-    def init_own(self) -> None:
-        """The matrix ~ N(0, init_std), the bias 0."""
-        with torch.no_grad():
-            self.dense.weight.normal_(0, self.std)
-            self.dense.bias.zero_()
-
-    def forward(self, first: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
-        """tanh(W x + b)."""
-        pooled: Tensor = self.dense(first).tanh()
-        return pooled
+        return F.linear(self.norm(activate(self.dense(x), self.config.activation)), words, self.bias)

@@ -1,7 +1,8 @@
 """Sequences of unequal length without padding: a flat layout of their real tokens, and exact attention on it.
 
-A batch of B sequences is one tensor [n, d] of all their tokens, the sequences behind one another in order of length. Only
-attention needs to know where one ends; five ways to compute it are offered, all equal to padded attention on real tokens.
+A batch of B sequences is one tensor [n, d] of all their tokens, the sequences behind one another in order of length.
+Only attention needs to know where one ends; five ways to compute it are offered, all equal to padded attention on real
+tokens.
 """
 
 import functools
@@ -9,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -144,7 +146,7 @@ class Layout:
         wrong = (run != real).any(1).nonzero()
         if len(wrong):
             raise InputError(
-                f"the mask of row {int(wrong[0])} has a gap (0 between two 1s): mask tokens out only at the ends of a row"
+                f"the mask of row {int(wrong[0])} has a gap (0 between two 1s): hide tokens only at the ends of a row"
             )
         return Layout.from_lengths(sizes.cpu(), padded=padded, width=real.shape[1], first=first, device=mask.device)
 
@@ -222,6 +224,19 @@ class Layout:
         return self._buckets[count]
 
 
+def runs_by_length(lengths: Int64[Tensor, " texts"], cells: int) -> list[Int64[Tensor, " rows"]]:
+    """Texts of like length put together: rows by rising length, cut into runs whose padded batch has at most `cells`
+    cells (a longer text is a run by itself)."""
+    order = lengths.argsort(stable=True)
+    sizes = lengths[order].tolist()
+    cuts, start = [], 0
+    for index, size in enumerate(sizes):
+        if index > start and (index - start + 1) * size > cells:
+            cuts.append(index - start)
+            start = index
+    return list(torch.split(order, [*cuts, len(sizes) - start]))
+
+
 def _cuts(lengths: Sequence[int], count: int | None) -> list[tuple[int, int]]:
     """First and last sequence of each bucket; `lengths` rise."""
     size = len(lengths)
@@ -229,7 +244,7 @@ def _cuts(lengths: Sequence[int], count: int | None) -> list[tuple[int, int]]:
         edges = [0, *(i for i in range(1, size) if lengths[i] != lengths[i - 1]), size]
     else:
         edges = sorted({round(size * i / count) for i in range(count + 1)})
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _bucket(lengths: Sequence[int], device: torch.device) -> Bucket:
@@ -268,6 +283,20 @@ class _Spread(torch.autograd.Function):
         return gradients[0].index_select(0, places), None, None
 
 
+def spread(
+    x: Float[Tensor, "tokens dim"], slots: Int64[Tensor, " slots"], places: Int64[Tensor, " tokens"]
+) -> Float[Tensor, "slots dim"]:
+    """Tokens into the slots of a bucket; `places` is the slot of each token (see `Bucket`)."""
+    out: Tensor = _Spread.apply(x, slots, places)  # type: ignore[no-untyped-call]
+    return out
+
+
+def collect(x: Float[Tensor, "slots dim"], places: Int64[Tensor, " tokens"]) -> Float[Tensor, "tokens dim"]:
+    """Tokens out of the slots of a bucket."""
+    out: Tensor = _Collect.apply(x, places)  # type: ignore[no-untyped-call]
+    return out
+
+
 class _Collect(torch.autograd.Function):
     """Tokens out of the slots of a bucket; torch's own gradient of indexing adds up where nothing can coincide."""
 
@@ -302,8 +331,8 @@ def attention_over(
     Args:
         layout: where the sequences lie.
         alibi: the distance penalty, or None.
-        path: `buckets`: neighbours in length padded to the longest of their bucket (the fastest on a CPU); `lengths`: one
-            bucket per distinct length, no padding at all; `repadded`: one bucket; `math`: the same with the scores
+        path: `buckets`: neighbours in length padded to the longest of their bucket (the fastest on a CPU); `lengths`:
+            one bucket per distinct length, no padding at all; `repadded`: one bucket; `math`: the same with the scores
             written out instead of a fused kernel; `block`: one block-diagonal mask over all tokens (quadratic in the
             batch); `nested`: torch's jagged tensors (no ALiBi); `flex`: flex_attention; `varlen`: torch's flash
             attention for unequal lengths (GPU, 16 bit, no ALiBi); `flash`: the flash-attn package (GPU, 16 bit);
@@ -364,9 +393,9 @@ def _bucketed(
         heads, width = qkv.shape[-2:]
         mixed = []
         # one split for all buckets: its gradient is one concatenation, that of slices a zeroed copy for each
-        for part, bucket, mask in zip(qkv.flatten(1).split(sizes), groups, masks, strict=True):
+        for part, bucket, mask in zip(torch.split(qkv.flatten(1), sizes), groups, masks, strict=True):
             if bucket.slots is not None and bucket.places is not None:
-                part = _Spread.apply(part, bucket.slots, bucket.places)
+                part = spread(part, bucket.slots, bucket.places)
             q, k, v = part.view(bucket.rows, bucket.width, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
             if written_out:
                 out = _written_out(q, k, v, mask, dropout)
@@ -374,7 +403,7 @@ def _bucketed(
                 out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
             out = out.transpose(1, 2).reshape(bucket.rows * bucket.width, heads * width)
             if bucket.places is not None:
-                out = _Collect.apply(out, bucket.places)
+                out = collect(out, bucket.places)
             mixed.append(out)
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
@@ -383,7 +412,7 @@ def _bucketed(
 
 def _mask(bucket: Bucket, alibi: Alibi | None, dtype: torch.dtype) -> Tensor | None:
     """The additive mask of a bucket: distance penalty, and -inf on keys that are padding."""
-    bias = None if alibi is None else alibi(bucket.width).to(dtype)[None]
+    bias: Tensor | None = None if alibi is None else alibi(bucket.width).to(dtype)[None]
     if bucket.real is None:
         return bias
     hidden = torch.zeros_like(bucket.real, dtype=dtype).masked_fill_(~bucket.real, -math.inf)[:, None, None]
@@ -430,11 +459,13 @@ def _nested(layout: Layout, alibi: Alibi | None) -> Attention:
     longest, starts = max(layout.lengths), layout.starts.long()
 
     def attend(qkv: Tensor, dropout: float) -> Tensor:
-        jagged = [
-            torch.nested.nested_tensor_from_jagged(x.contiguous(), starts, min_seqlen=1, max_seqlen=longest).transpose(1, 2)
+        q, k, v = (
+            torch.nested.nested_tensor_from_jagged(x.contiguous(), starts, min_seqlen=1, max_seqlen=longest).transpose(
+                1, 2
+            )
             for x in qkv.unbind(1)
-        ]
-        out = F.scaled_dot_product_attention(*jagged, dropout_p=dropout)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         return out.transpose(1, 2).values().flatten(1)
 
     return attend
@@ -453,22 +484,27 @@ def _flex(layout: Layout, alibi: Alibi | None) -> Attention:
     document = _documents(layout)
     on_gpu = document.device.type == "cuda"
 
-    def same(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return document[query] == document[key]
-
-    def penalty(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score - slopes[head] * (query - key).abs()  # within a sequence, entries lie as far apart as positions
-
-    slopes = None if alibi is None else alibi.slopes
     size = layout.entries
-    blocks = create_block_mask(same, None, None, size, size, device=str(document.device))
+    penalty: Callable[..., Tensor] | None = None
+    if alibi is not None:
+        slopes = alibi.slopes
+        # within a sequence, entries lie as far apart as positions
+        penalty = lambda score, batch, head, query, key: score - slopes[head] * (query - key).abs()  # noqa: E731
+    blocks = create_block_mask(
+        lambda batch, head, query, key: document[query] == document[key],
+        None,
+        None,
+        size,
+        size,
+        device=str(document.device),
+    )
     kernel = _compiled_flex() if on_gpu else flex_attention
 
     def attend(qkv: Tensor, dropout: float) -> Tensor:
         if dropout:
             raise InputError("attention=flex has no dropout: set attention_dropout=0 or take 'buckets'")
         q, k, v = qkv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-        out = kernel(q, k, v, score_mod=None if slopes is None else penalty, block_mask=blocks)
+        out: Tensor = kernel(q, k, v, score_mod=penalty, block_mask=blocks)
         return out[0].transpose(0, 1).flatten(1)
 
     return attend
@@ -484,7 +520,8 @@ def _varlen(layout: Layout, alibi: Alibi | None) -> Attention:
     def attend(qkv: Tensor, dropout: float) -> Tensor:
         if dropout:
             raise InputError("attention=varlen has no dropout: set attention_dropout=0 or take 'buckets'")
-        out = varlen_attn(*qkv.unbind(1), layout.starts, layout.starts, longest, longest)
+        q, k, v = qkv.unbind(1)
+        out = varlen_attn(q, k, v, layout.starts, layout.starts, longest, longest)
         assert isinstance(out, Tensor)
         return out.flatten(1)
 
@@ -494,7 +531,7 @@ def _varlen(layout: Layout, alibi: Alibi | None) -> Attention:
 def _flash(layout: Layout, alibi: Alibi | None) -> Attention:
     if not _installed("flash_attn"):
         raise InputError("attention=flash needs the package flash-attn: install it, or take 'auto'")
-    from flash_attn import flash_attn_varlen_qkvpacked_func
+    from flash_attn import flash_attn_varlen_qkvpacked_func  # type: ignore[import-not-found]
 
     longest = max(layout.lengths)
     slopes = None if alibi is None else alibi.slopes.float()  # without causality the kernel's penalty is symmetric

@@ -1,9 +1,9 @@
-"""Vector quantisation: plain, residual, product and group-residual, on codebooks learned by gradient or running averages.
+"""Vector quantisation: plain, residual, product, group-residual; codebooks learned by gradient or running averages.
 
-One class does the work for all: `levels` sequential stages, each of which cuts the residual into `groups` slices of its
-channels and has one codebook per slice. levels = groups = 1 is VQ-VAE's bottleneck (van den Oord et al. 2017, arXiv
-1711.00937), groups = 1 residual VQ (SoundStream, 2107.03312; EnCodec, 2210.13438), levels = 1 product quantisation, both
-above one HiFi-Codec's GRVQ (2305.02765).
+One class does the work for all: `levels` sequential stages, each of which cuts the residual into `groups` slices of
+its channels and has one codebook per slice. levels = groups = 1 is VQ-VAE's bottleneck (van den Oord et al. 2017, arXiv
+1711.00937), groups = 1 residual VQ (SoundStream, 2107.03312; EnCodec, 2210.13438), levels = 1 product quantisation,
+both above one HiFi-Codec's GRVQ (2305.02765).
 """
 
 import math
@@ -50,7 +50,10 @@ class Quantized(NamedTuple):
 
 
 class GradientLearning(Config):
-    """Codes follow the gradient of codebook * mean (q - sg[r])^2; the encoder that of commitment * mean (sg[q] - r)^2."""
+    """Codes follow the gradient of codebook * mean (q - sg[r])^2, the encoder that of commitment * mean (sg[q] - r)^2.
+
+    This is VQ-VAE's loss, equation 3.
+    """
 
     kind: Literal["gradient"] = "gradient"
     codebook: float = Field(1.0, ge=0)
@@ -58,7 +61,7 @@ class GradientLearning(Config):
 
 
 class EmaLearning(Config):
-    """Codes are running means of the vectors that chose them (VQ-VAE, appendix A.1); the loss is the commitment alone."""
+    """Codes are running means of the vectors that chose them (VQ-VAE, appendix A.1); the loss is commitment alone."""
 
     kind: Literal["ema"] = "ema"
     decay: float = Field(0.99, gt=0, lt=1)
@@ -77,6 +80,8 @@ class Codebooks(Part):
     """
 
     class Config(PartConfig):
+        """Size, learning, first values and revival."""
+
         size: int = Field(1024, ge=2, description="codes in each codebook")
         learning: Learning = GradientLearning()
         init: Literal["uniform", "normal", "samples", "k-means"] = Field(
@@ -84,7 +89,9 @@ class Codebooks(Part):
         )
         rounds: int = Field(50, ge=1, description="of k-means")
         revive_below: float = Field(
-            0.0, ge=0, description="a code whose running count per batch falls below this becomes a vector of the batch; 0: off"
+            0.0,
+            ge=0,
+            description="a code whose running count per batch falls below this becomes a vector of the batch; 0: off",
         )
         use_decay: float = Field(0.99, gt=0, lt=1, description="of the running counts, where learning has no decay")
         distance: Literal["euclidean", "cosine"] = "euclidean"
@@ -137,7 +144,9 @@ class Codebooks(Part):
             turned = table.transpose(1, 2)
             step = max(1, _MOST_DISTANCES // (table.shape[0] * table.shape[1]))
             # |x|^2 is the same for all codes and left out
-            found = [torch.baddbmm(bias, part, turned, alpha=-2.0).argmin(-1) for part in x.float().split(step, dim=1)]
+            found = [
+                torch.baddbmm(bias, part, turned, alpha=-2.0).argmin(-1) for part in torch.split(x.float(), step, 1)
+            ]
             return torch.cat(found, 1) if len(found) != 1 else found[0]
 
     def lookup(self, codes: Int64[Tensor, "g n"]) -> Float[Tensor, "g n d"]:
@@ -216,8 +225,8 @@ class _QuantizerConfig(PartConfig):
     )
     residual_gradient: Literal["blocked", "open"] = Field(
         "blocked",
-        description="blocked (HiFi-Codec): each level's estimator cuts the next residual's gradient, so that only the first "
-        "level's commitment moves the encoder; open: every level's does",
+        description="blocked (HiFi-Codec): each level's estimator cuts the next residual's gradient, so that only the"
+        " first level's commitment moves the encoder; open: every level's does",
     )
 
 
@@ -228,6 +237,8 @@ class GroupResidualVectorQuantize(Part):
     """
 
     class Config(_QuantizerConfig):
+        """Levels, groups and their codebooks."""
+
         kind: Literal["group-residual"] = "group-residual"
         levels: int = Field(2, ge=1)
         groups: int = Field(2, ge=1)
@@ -238,7 +249,9 @@ class GroupResidualVectorQuantize(Part):
             raise ValueError(f"dim {dim} cannot be cut into {config.groups} groups")
         self.config, self.dim = config, dim
         width = dim // config.groups
-        self.levels = nn.ModuleList(config.codebooks.build(groups=config.groups, dim=width) for _ in range(config.levels))
+        self.levels = nn.ModuleList(
+            config.codebooks.build(groups=config.groups, dim=width) for _ in range(config.levels)
+        )
 
     # -- what it costs, exactly --
 
@@ -351,7 +364,9 @@ class GroupResidualVectorQuantize(Part):
     def _looked_up(self, codes: Int64[Tensor, "*b books"]) -> list[Float[Tensor, "g n e"]]:
         count, left = divmod(codes.shape[-1], self.config.groups)
         if left:
-            raise ValueError(f"{codes.shape[-1]} codes per vector are no whole number of levels of {self.config.groups}")
+            raise ValueError(
+                f"{codes.shape[-1]} codes per vector are no whole number of levels of {self.config.groups}"
+            )
         flat = codes.reshape(-1, codes.shape[-1]).t()
         groups = self.config.groups
         return [level.lookup(flat[i * groups : (i + 1) * groups]) for i, level in enumerate(self._levels(count))]
@@ -364,6 +379,8 @@ class ResidualVectorQuantize(GroupResidualVectorQuantize):
     """RVQ: each level codes what the levels before it left, over all channels."""
 
     class Config(_QuantizerConfig):
+        """As GRVQ, with one group."""
+
         kind: Literal["residual"] = "residual"
         levels: int = Field(4, ge=1)
         groups: Literal[1] = 1
@@ -373,6 +390,8 @@ class ProductVectorQuantize(GroupResidualVectorQuantize):
     """Product quantisation: one level, the channels cut into groups."""
 
     class Config(_QuantizerConfig):
+        """As GRVQ, with one level."""
+
         kind: Literal["product"] = "product"
         levels: Literal[1] = 1
         groups: int = Field(4, ge=1)
@@ -382,6 +401,8 @@ class VectorQuantize(GroupResidualVectorQuantize):
     """One codebook over all channels."""
 
     class Config(_QuantizerConfig):
+        """As GRVQ, with one level and one group."""
+
         kind: Literal["plain"] = "plain"
         levels: Literal[1] = 1
         groups: Literal[1] = 1
@@ -391,6 +412,8 @@ class NoQuantize(Part):
     """Lets vectors through: the continuous autoencoder."""
 
     class Config(PartConfig):
+        """No choices."""
+
         kind: Literal["none"] = "none"
 
     def __init__(self, config: Config, *, dim: int) -> None:
@@ -432,7 +455,8 @@ def rotate(x: Float[Tensor, "*b d"], q: Float[Tensor, "*b d"]) -> Float[Tensor, 
     e, h = (x / size_x).detach(), (q / size_q.clamp(min=1e-6)).detach()
     w = F.normalize(e + h, dim=-1)
     turned = x - 2 * (x * w).sum(-1, keepdim=True) * w + 2 * (x * e).sum(-1, keepdim=True) * h
-    return turned * (size_q / size_x).detach()
+    passed: Tensor = turned * (size_q / size_x).detach()
+    return passed
 
 
 @torch.no_grad()
@@ -445,7 +469,7 @@ def k_means(x: Float[Tensor, "g n d"], size: int, rounds: int) -> Float[Tensor, 
     for _ in range(rounds):
         bias = centres.square().sum(-1)[:, None]
         turned = centres.transpose(1, 2)
-        parts = [torch.baddbmm(bias, part, turned, alpha=-2.0).argmin(-1) for part in x.split(step, dim=1)]
+        parts = [torch.baddbmm(bias, part, turned, alpha=-2.0).argmin(-1) for part in torch.split(x, step, 1)]
         flat = (torch.cat(parts, 1) + offset).reshape(-1)
         counts = torch.bincount(flat, minlength=groups * size).reshape(groups, size, 1)
         sums = torch.zeros(groups * size, dim, device=x.device).index_add_(0, flat, x.reshape(-1, dim))

@@ -1,4 +1,8 @@
-"""Discriminators of waves: multi-period and multi-scale (HiFi-GAN, arXiv 2010.05646), multi-scale STFT (EnCodec, 2210.13438)."""
+"""Discriminators of waves: multi-period and multi-scale (HiFi-GAN, arXiv 2010.05646), multi-scale STFT (EnCodec, arXiv
+2210.13438).
+"""
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +30,8 @@ class PeriodDiscriminator(Part):
     """Folds a wave into rows of `period` samples and judges each column with convolutions along time (HiFi-GAN 2.3)."""
 
     class Config(PartConfig):
+        """Widths and strides."""
+
         channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
         kernel: int = 5
         stride: int = Field(3, description="of all layers but the last of `channels`")
@@ -38,7 +44,7 @@ class PeriodDiscriminator(Part):
         last = len(config.channels) - 1
         self.layers = nn.ModuleList(
             weight_norm(nn.Conv2d(a, b, (config.kernel, 1), (1 if i == last else config.stride, 1), (pad, 0)))
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(widths))
         )
         self.score = weight_norm(nn.Conv2d(widths[-1], 1, (3, 1), padding=(1, 0)))
 
@@ -48,7 +54,7 @@ class PeriodDiscriminator(Part):
     def forward(self, wave: Float[Tensor, "b 1 n"]) -> Verdict:
         short = -wave.shape[-1] % self.period
         x = F.pad(wave, (0, short), mode="reflect") if short else wave
-        x = x.unflatten(-1, (-1, self.period))
+        x = x.reshape(*x.shape[:-1], -1, self.period)
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.1)
@@ -61,6 +67,8 @@ class MultiPeriodDiscriminator(Part):
     """One `PeriodDiscriminator` per period, sharing nothing."""
 
     class Config(PartConfig):
+        """The periods, and the net that each has."""
+
         periods: tuple[int, ...] = (2, 3, 5, 7, 11)
         each: PeriodDiscriminator.Config = PeriodDiscriminator.Config()
 
@@ -76,6 +84,8 @@ class ScaleDiscriminator(Part):
     """Strided and grouped convolutions on the raw wave (MelGAN, HiFi-GAN 2.3)."""
 
     class Config(PartConfig):
+        """One entry a layer."""
+
         layers: tuple[tuple[int, int, int, int], ...] = Field(
             (
                 (128, 15, 1, 1),
@@ -115,6 +125,8 @@ class MultiScaleDiscriminator(Part):
     """A `ScaleDiscriminator` on the wave and on its averages over 2, 4 ... samples; the first has spectral norms."""
 
     class Config(PartConfig):
+        """How many scales, and the net that each has."""
+
         scales: int = Field(3, ge=1)
         each: ScaleDiscriminator.Config = ScaleDiscriminator.Config()
 
@@ -135,6 +147,8 @@ class StftDiscriminator(Part):
     """2-D convolutions over the complex spectrogram, real and imaginary parts as channels (EnCodec, appendix A)."""
 
     class Config(PartConfig):
+        """Width, kernels and strides."""
+
         filters: int = 32
         kernel: tuple[int, int] = Field((3, 9), description="time, frequency")
         dilations: tuple[int, ...] = Field((1, 2, 4), description="along time")
@@ -192,6 +206,8 @@ class MultiStftDiscriminator(Part):
     """One `StftDiscriminator` per length of transform."""
 
     class Config(PartConfig):
+        """Lengths of the transforms, and the net that each has."""
+
         n_ffts: tuple[int, ...] = (1024, 2048, 512, 256, 128)
         each: StftDiscriminator.Config = StftDiscriminator.Config()
 
@@ -207,6 +223,8 @@ class WaveDiscriminators(Part):
     """Any of the three families together; all verdicts in one list. HiFi-Codec trains against all three."""
 
     class Config(PartConfig):
+        """Each family, or None to leave it out."""
+
         period: MultiPeriodDiscriminator.Config | None = MultiPeriodDiscriminator.Config()
         scale: MultiScaleDiscriminator.Config | None = MultiScaleDiscriminator.Config()
         stft: MultiStftDiscriminator.Config | None = MultiStftDiscriminator.Config()

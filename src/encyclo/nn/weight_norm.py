@@ -1,4 +1,6 @@
-"""Weight normalisation (Salimans & Kingma 2016, arXiv 1602.07868) that is put on for training and folded for inference."""
+"""Weight normalisation (Salimans & Kingma 2016, arXiv 1602.07868), put on for training and folded for inference."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +46,7 @@ def redraw_normed(module: nn.Module) -> None:
             continue
         fresh = torch.empty_like(layer.weight)
         nn.init.kaiming_uniform_(fresh, a=5**0.5)
-        held = layer.parametrizations["weight"]
+        held: Any = layer.parametrizations["weight"]  # type: ignore[index]
         with torch.no_grad():
             if len(list(held.parameters())) == 2:
                 layer.weight = fresh

@@ -1,6 +1,7 @@
 """Our own exact index: inverted lists in tensors, no compiled loop of our own, no approximation."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from encyclo.config import Config
 from encyclo.errors import InputError
-from encyclo.search.hits import Hits
+from encyclo.search.hits import Hits, pad
 from encyclo.search.vectors import SparseVectors, term_scales
 
 __all__ = ["ExactIndex"]
@@ -73,9 +74,7 @@ class ExactIndex:
     @property
     def bytes(self) -> int:
         """Bytes of documents, weights and list starts."""
-        postings = sum(
-            t.numel() * t.element_size() for part in self._segments for t in (part.documents, part.weights)
-        )
+        postings = sum(t.numel() * t.element_size() for part in self._segments for t in (part.documents, part.weights))
         scales = sum(4 * self.vocabulary for part in self._segments if part.scales is not None)
         return postings + scales + 8 * (self.vocabulary + 1) * len(self._segments)
 
@@ -107,16 +106,14 @@ class ExactIndex:
             raise InputError(f"a query over {queries.vocabulary} terms does not fit an index over {self.vocabulary}")
         if k < 1:
             raise InputError(f"k={k}: ask for at least one document")
-        documents = torch.full((len(queries), k), -1, dtype=torch.int64)
-        scores = torch.zeros(len(queries), k)
         starts, terms, weights = queries.starts.tolist(), queries.terms.tolist(), queries.weights.tolist()
-        for row, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+        rows: list[tuple[list[int], list[float]]] = []
+        for a, b in pairwise(starts):
             if a == b or not self._segments:
-                continue
-            best, where = self._best(self._accumulate(terms[a:b], weights[a:b]), k)
-            found = best.numel()
-            scores[row, :found], documents[row, :found] = best, where
-        return Hits(documents, scores)
+                rows.append(([], []))
+            else:
+                rows.append(self._best(self._accumulate(terms[a:b], weights[a:b]), k))
+        return pad(rows, k)
 
     def _accumulate(self, terms: list[int], weights: list[float]) -> Float[Tensor, " n"]:
         """Scores of all documents, in a buffer that the next query uses again."""
@@ -134,30 +131,30 @@ class ExactIndex:
                     mine.index_add_(0, documents[a:b], values[a:b].float(), alpha=weight * scales[term])
         return scores
 
-    def _best(self, scores: Float[Tensor, " n"], k: int) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"]]:
-        """The k best of a query that have a score above 0."""
+    def _best(self, scores: Float[Tensor, " n"], k: int) -> tuple[list[int], list[float]]:
+        """The k best of a query that have a score above 0, as plain numbers."""
         n = scores.numel()
         whole = n // _BLOCK
         if k * 4 < whole:
             blocks = scores[: whole * _BLOCK].view(whole, _BLOCK)
             chosen = blocks.amax(dim=1).topk(k, sorted=False).indices
-            tail = scores[whole * _BLOCK :]
-            candidates = torch.cat((blocks[chosen].view(-1), tail))
-            best, place = candidates.topk(k)
-            inside = place < k * _BLOCK
-            block = chosen[(place // _BLOCK).clamp(max=k - 1)]
-            where = torch.where(inside, block * _BLOCK + place % _BLOCK, place - k * _BLOCK + whole * _BLOCK)
+            best, place = torch.cat((blocks[chosen].view(-1), scores[whole * _BLOCK :])).topk(k)
+            block = chosen.tolist()
+            where = [
+                block[p // _BLOCK] * _BLOCK + p % _BLOCK if p < k * _BLOCK else p + (whole - k) * _BLOCK
+                for p in place.tolist()
+            ]
         else:
-            best, where = scores.topk(min(k, n))
-        best, where = best.cpu(), where.cpu()
-        if best[-1] <= 0:
-            above = best > 0
-            best, where = best[above], where[above]
-        if bool((best[1:] == best[:-1]).any()):  # of equals the earlier document first
-            order = where.argsort(stable=True)
-            order = order[best[order].argsort(descending=True, stable=True)]
-            best, where = best[order], where[order]
-        return best, where
+            best, there = scores.topk(min(k, n))
+            where = there.tolist()
+        values = best.tolist()
+        if values[-1] <= 0:
+            where = where[: sum(value > 0 for value in values)]
+            values = values[: len(where)]
+        if len(set(values)) < len(values):  # of equals the earlier document first
+            order = sorted(range(len(where)), key=lambda i: (-values[i], where[i]))
+            return [where[i] for i in order], [values[i] for i in order]
+        return where, values
 
     # -- segments ------------------------------------------------------------------------------------------------------
 
@@ -233,7 +230,12 @@ class ExactIndex:
             raise InputError(f"'{path}' holds no lists over {self.vocabulary} terms: build the index again")
         device = self.config.device
         return _Segment(
-            0, count, starts.tolist(), documents.to(device), weights.to(device), None if scales is None else scales.tolist()
+            0,
+            count,
+            starts.tolist(),
+            documents.to(device),
+            weights.to(device),
+            None if scales is None else scales.tolist(),
         )
 
 

@@ -54,9 +54,9 @@ class SparseIndex(Protocol):
 
 def pad(rows: list[tuple[list[int], list[float]]], k: int) -> Hits:
     """Lists of different lengths as one table."""
-    documents = torch.full((len(rows), k), -1, dtype=torch.int64)
-    scores = torch.zeros(len(rows), k)
-    for place, (found, values) in enumerate(rows):
-        documents[place, : len(found)] = torch.tensor(found, dtype=torch.int64)
-        scores[place, : len(values)] = torch.tensor(values)
-    return Hits(documents, scores)
+    documents = [found + [-1] * (k - len(found)) for found, _ in rows]
+    scores = [values + [0.0] * (k - len(values)) for _, values in rows]
+    shape = (len(rows), k)
+    return Hits(
+        torch.tensor(documents, dtype=torch.int64).view(shape), torch.tensor(scores, dtype=torch.float32).view(shape)
+    )

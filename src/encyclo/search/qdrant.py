@@ -1,6 +1,7 @@
 """Qdrant as an index: in this process without a URL, or on a server or cluster with one; the same code for both."""
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ class QdrantIndex:
                 id=first + row,
                 vector={_VECTOR: self._models.SparseVector(indices=terms[a:b], values=weights[a:b])},
             )
-            for row, (a, b) in enumerate(zip(starts, starts[1:], strict=False))
+            for row, (a, b) in enumerate(pairwise(starts))
         ]
         for start in range(0, len(points), self.config.batch):
             self._client.upsert(self.config.collection, points[start : start + self.config.batch], wait=True)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,10 +125,11 @@ class SeismicIndex:
             raise InputError(f"k={k}: ask for at least one document")
         self.build()
         starts, terms, weights = queries.starts.tolist(), queries.terms.numpy(), queries.weights.numpy()
+        cut, heap = self.config.cut, self.config.heap_factor
         rows: list[tuple[list[int], list[float]]] = []
-        for a, b in zip(starts, starts[1:], strict=False):
+        for a, b in pairwise(starts):
             found = (
-                self._index.search("", self._names[terms[a:b]], weights[a:b], k, self.config.cut, self.config.heap_factor)
+                self._index.search("", self._names[terms[a:b]], weights[a:b], k, cut, heap)
                 if b > a and self._index is not None
                 else []
             )

@@ -1,4 +1,4 @@
-"""A folder of texts as a searchable index on disk: grown file by file, never half written, never re-encoding what stands.
+"""A folder of texts as an index on disk: grown file by file, never half written, never encoding anything twice.
 
 On disk: `index.json` (the state; replaced whole after every segment), `segments/NAME/` with the vectors and the
 passages they stand for, and `engines/` with what engines keep (it can be deleted).

@@ -136,7 +136,9 @@ class SparseVectors:
     def eight_bit(self) -> "SparseVectors":
         """Weights rounded to 255 levels of the largest weight of their term, as an 8-bit index stores them."""
         scale = term_scales(self.terms, self.weights, self.vocabulary)[self.terms.long()]
-        return SparseVectors(self.starts, self.terms, (self.weights / scale).round().clamp(min=1) * scale, self.vocabulary)
+        return SparseVectors(
+            self.starts, self.terms, (self.weights / scale).round().clamp(min=1) * scale, self.vocabulary
+        )
 
     def _keep(self, entries: Int[Tensor, " n"]) -> "SparseVectors":
         starts = _starts(self.row_numbers[entries], len(self))

@@ -1,4 +1,4 @@
-"""What every video-as-a-network system of the library offers: a clip in, one small network fitted to it, and a file out.
+"""What every video-as-a-network system of the library offers: a clip in, a small network fitted to it, a file out.
 
 A system of this kind derives from `FittedVideo` and says what its decoder gets for a frame: an embedding made from the
 frame (HNeRV), a code of its number (NeRV) ... The verbs, the file and the measures are the same for all.
@@ -25,6 +25,7 @@ from torch.nn import functional
 from encyclo.config import Config
 from encyclo.data.batches import Batches
 from encyclo.data.images import read_image
+from encyclo.data.reading import Reading
 from encyclo.data.video import MAX_PIXELS, Video, read_video
 from encyclo.errors import InputError
 from encyclo.metrics.image import MS_SSIM_SMALLEST, SSIM_SMALLEST, ms_ssim, psnr, ssim
@@ -49,54 +50,6 @@ _MOST_SCALARS = 1 << 28
 """Numbers of a model that a file may make us hold."""
 _PROBES = 22
 """Frames on which quality is followed during the fit."""
-
-
-class Reading(Config):
-    """What is made of a file's frames before they are fitted: nothing, unless asked for."""
-
-    frames: int | None = Field(None, ge=1, description="only the first so many")
-    crop: tuple[int, int] | None = Field(None, description="height and width of the part in the middle that is kept")
-    shrink: int = Field(1, ge=1, description="replace squares of so many pixels a side by their mean")
-
-    def clip(self, data: "Splits") -> Video:
-        """The first clip of a data set, prepared.
-
-        Raises:
-            InputError: no clip, or one that cannot be read or prepared.
-        """
-        if data.streaming or not len(data.train):
-            raise InputError(f"'{data.name}' holds no clip: give one video file")
-        if len(data.train) > 1:
-            logger.warning("'%s' holds %d clips, only the first is coded", data.name, len(data.train))
-        row = data.train[0]
-        clip = read_video(row["video"], max_frames=self.frames)
-        return self.apply(Video(clip.frames, clip.fps, str(row.get("name") or data.name), clip.notes))
-
-    def apply(self, video: Video) -> Video:
-        """The prepared clip; what was left out stands in its notes.
-
-        Raises:
-            InputError: a crop larger than the frames, or a size that `shrink` does not divide.
-        """
-        frames, notes = video.frames, list(video.notes)
-        if self.frames is not None and len(frames) > self.frames:
-            notes.append(f"{video.name}: only the first {self.frames} of {len(frames)} frames taken")
-            frames = frames[: self.frames]
-        height, width = frames.shape[2:]
-        if self.crop is not None and self.crop != (height, width):
-            if self.crop[0] > height or self.crop[1] > width:
-                raise InputError(f"reading.crop={list(self.crop)} exceeds frames of {height}x{width}: give reading.crop=null")
-            top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
-            frames = frames[:, :, top : top + self.crop[0], left : left + self.crop[1]]
-            notes.append(f"{video.name}: frames of {width}x{height} cropped to {self.crop[1]}x{self.crop[0]}")
-        height, width = frames.shape[2:]
-        if self.shrink > 1:
-            if height % self.shrink or width % self.shrink:
-                raise InputError(f"reading.shrink={self.shrink} does not divide {height}x{width}: give reading.shrink=1")
-            means = [functional.avg_pool2d(part.float(), self.shrink).round().to(torch.uint8) for part in frames.split(16)]
-            frames = torch.cat(means)
-            notes.append(f"{video.name}: shrunk {self.shrink} times, to {width // self.shrink}x{height // self.shrink}")
-        return Video(frames.contiguous(), video.fps, video.name, tuple(notes))
 
 
 def _scalars(value: Any) -> Any:
@@ -135,7 +88,8 @@ class FittedVideoConfig(SystemConfig):
     coding: TensorCoding = TensorCoding(bits=6, sequence_bits=6)
     prune: float = Field(0.0, ge=0, lt=1, description="share of the decoder's weights set to zero after the fit")
     finish: TrainingConfig | None = Field(
-        None, description="further training of the decoder, with pruned weights held at zero and numbers rounded as stored"
+        None,
+        description="further training of the decoder, with pruned weights held at zero and numbers rounded as stored",
     )
 
     @property
@@ -168,7 +122,7 @@ class _Header(Config):
 class FittedVideo(System):
     """A clip as the weights of a small decoder, and what a user does with it.
 
-    A subclass gives `code_dim`, `code_shapes`, `for_clip`, `training_codes`, `codes`, and what it stores beside the decoder.
+    A subclass gives `code_dim`, `code_shapes`, `for_clip`, `training_codes`, `codes` and what is stored of these.
     """
 
     in_file: ClassVar[tuple[str, ...]] = ("frames", "height", "width", "every", "decoder")
@@ -320,7 +274,7 @@ class FittedVideo(System):
                 "configuration fitted to the clip: %d frames of %dx%d, strides %s, width %d",
                 count, width, height, config.decoder.strides, config.decoder.width,
             )  # fmt: skip
-            self.__init__(config)  # type: ignore[misc]
+            self.__init__(config)
         self.clip = {"fps": str(video.fps), "name": video.name, "digest": _digest(video.frames)}
         self._load_hole()
         self.to(trainer.device)
@@ -344,7 +298,7 @@ class FittedVideo(System):
         def follow() -> dict[str, float]:
             shown = [
                 self._bytes(self.decoder(self.training_codes(i * config.every, frames[i].float().div_(255))))
-                for i in probes.split(4)
+                for i in torch.split(probes, 4)
             ]
             return {"psnr": float(psnr(torch.cat(shown), targets).mean())}
 
@@ -388,10 +342,10 @@ class FittedVideo(System):
         config: TrainingConfig,
         kept: Mapping[str, Tensor],
     ) -> None:
-        """Train the decoder on with its numbers rounded as they will be stored (straight-through), pruned ones at zero."""
+        """Train the decoder on, its numbers rounded as they will be stored (straight-through), pruned ones at zero."""
         coding = self.config.coding
         stored = self.restored(coding)[1]
-        names = {name: p for name, p in self.decoder.named_parameters()}
+        names = dict(self.decoder.named_parameters())
         best = coding.ranges == "best"
         axes = {name: quantise_best(p, coding.bits).axis if best else None for name, p in names.items()}
 
@@ -429,8 +383,8 @@ class FittedVideo(System):
     ) -> UInt8[Tensor, "n 3 h w"]:
         """Frames at `times` (default: all), in the clip's size, on the CPU.
 
-        Frames are decoded one at a time on a CPU, where larger batches are no faster, so that a frame decoded alone equals
-        the same frame among others to the bit; on a GPU they are decoded eight at a time.
+        Frames are decoded one at a time on a CPU, where larger batches are no faster, so that a frame decoded alone
+        equals the same frame among others to the bit; on a GPU they are decoded eight at a time.
         """
         if codes is None:
             chosen = torch.arange(self.config.frames, dtype=torch.float32) if times is None else times
@@ -443,9 +397,7 @@ class FittedVideo(System):
             out[start : start + step] = self._bytes(network(part)).to(out.device)
         return out
 
-    def restored(
-        self, coding: TensorCoding
-    ) -> tuple[NervDecoder, dict[str, Float[Tensor, "t ..."]], dict[str, bytes]]:
+    def restored(self, coding: TensorCoding) -> tuple[NervDecoder, dict[str, Float[Tensor, "t ..."]], dict[str, bytes]]:
         """The decoder and the stored codes as a file with this coding would give them back, and the file's sections."""
         weights = {name: p.detach() for name, p in self.decoder.named_parameters()}
         stored = self.stored_codes()
@@ -494,14 +446,20 @@ class FittedVideo(System):
         notes: list[str] = []
         if self.hole is not None:
             notes.append("fitted with hidden regions: they hold what the network put there")
-        report: dict[str, Any] = {"bytes": len(blob), "bits_per_pixel": self._bpp(len(blob)), "numbers": self.numbers(self.config)}
+        report: dict[str, Any] = {
+            "bytes": len(blob),
+            "bits_per_pixel": self._bpp(len(blob)),
+            "numbers": self.numbers(self.config),
+        }
         if video is not None:
             prepared = self._fitted_to(video)
             notes += prepared.notes
             report |= self._quality(self.render(decoder=decoder, stored=stored), prepared.frames)
         padded = self.config.padded
         if padded != (self.config.height, self.config.width):
-            notes.append(f"coded as {padded[1]}x{padded[0]} by repeating the last row and column, cut off again on decoding")
+            notes.append(
+                f"coded as {padded[1]}x{padded[0]} by repeating the last row and column, cut off again on decoding"
+            )
         return Result(blob, report, tuple(notes))
 
     def _coding(self, bits: int | None, embedding_bits: int | None, coder: str | None) -> TensorCoding:
@@ -511,11 +469,13 @@ class FittedVideo(System):
             coding: TensorCoding = self.config.coding.replace(**changed)
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"{first['loc'][0]}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            raise InputError(
+                f"{first['loc'][0]}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            ) from None
         return coding
 
     def _opened(self, source: Source | None) -> "FittedVideo":
-        """The system that a verb works on: the one in a compressed file, or this one, for the clip that it was fitted to.
+        """The system that a verb works on: the one in a compressed file, or this one for the clip it was fitted to.
 
         Raises:
             InputError: nothing is fitted, or `source` is another clip.
@@ -593,9 +553,15 @@ class FittedVideo(System):
         last = (self.config.fitted - 1) * self.config.every
         times = torch.arange(last * factor + 1, dtype=torch.float32) / factor
         if len(times) * self.config.height * self.config.width > MAX_PIXELS:
-            raise InputError(f"factor={factor} gives {len(times)} frames, more than are held at once: give a smaller one")
+            raise InputError(
+                f"factor={factor} gives {len(times)} frames, more than are held at once: give a smaller one"
+            )
         shown = self.render(times)
-        notes = () if last == self.config.frames - 1 else (f"the last {self.config.frames - 1 - last} frames lie behind the last fitted one",)
+        notes = (
+            ()
+            if last == self.config.frames - 1
+            else (f"the last {self.config.frames - 1 - last} frames lie behind the last fitted one",)
+        )
         return Result(self._video(shown, factor), {"frames": len(shown)}, notes)
 
     def inpaint(self, video: Video) -> Result:
@@ -658,7 +624,9 @@ class FittedVideo(System):
             raise malformed from None
         kind = catalogue.systems(cls.card.slug).get(header.kind)
         if kind is None or not issubclass(kind, FittedVideo):
-            raise InputError(f"the file was made by '{header.kind}', which this encyclo does not know: install a newer one")
+            raise InputError(
+                f"the file was made by '{header.kind}', which this encyclo does not know: install a newer one"
+            )
         if fps <= 0 or not set(header.config) <= set(kind.in_file):
             raise malformed
         try:
@@ -668,7 +636,7 @@ class FittedVideo(System):
         size = math.prod(config.padded)
         if max(config.frames * config.height * config.width, size) > MAX_PIXELS or kind.numbers(config) > _MOST_SCALARS:
             raise InputError(
-                f"the file declares {config.frames} frames of {config.width}x{config.height} from {kind.numbers(config)}"
+                f"the file declares {config.frames} frames of {config.width}x{config.height} and {kind.numbers(config)}"
                 " numbers: more than is decoded"
             )
         system: FittedVideo = config.build()
@@ -690,8 +658,8 @@ class FittedVideo(System):
         """The configuration for a user's own clip, as `encyclo compress FILE --system ...` fits it.
 
         Nothing is cropped or resized unless `words` ask for it. Strides follow the frame's size (`choose_strides`),
-        the budget of numbers its pixels (1.5 million for the 108 million of Big Buck Bunny, growing with their 0.8th power)
-        and the training lasts two minutes; every number can be given in `words`.
+        the budget of numbers its pixels (1.5 million for the 108 million of Big Buck Bunny, and with their 0.8th
+        power), and the training lasts two minutes; every number can be given in `words`.
 
         Args:
             config: of a preset.
@@ -774,7 +742,9 @@ class FittedVideo(System):
 
     def _need_clip(self) -> None:
         if not self.clip:
-            raise InputError("nothing is fitted yet: encyclo train, or encyclo compress FILE --system " + self.card.slug)
+            raise InputError(
+                "nothing is fitted yet: encyclo train, or encyclo compress FILE --system " + self.card.slug
+            )
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
@@ -791,8 +761,8 @@ class FittedVideo(System):
 def boxes(height: int, width: int, side: int = 50) -> Bool[Tensor, "h w"]:
     """HNeRV's five holes: squares centred at (1/2, 1/2), (1/4, 1/4), (1/4, 3/4), (3/4, 1/4) and (3/4, 3/4).
 
-    Their side is 50 pixels in a frame of 960x1920 as in the paper's, and shrinks with smaller frames by the same share of
-    the height, to at least one pixel.
+    Their side is 50 pixels in a frame of 960x1920 as in the paper's; it shrinks with smaller frames as their height
+    does, to at least one pixel.
     """
     side = min(side, max(1, round(side * height / 960))) if height < 960 else side
     mask = torch.zeros((height, width), dtype=torch.bool)
@@ -810,7 +780,9 @@ def _frame_numbers(words: str, count: int) -> list[int]:
     for word in words.split(","):
         first, dash, last = word.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(f"frames={words}: '{word.strip()}' is no frame; write numbers and ranges as 3,40-50, or all")
+            raise InputError(
+                f"frames={words}: '{word.strip()}' is no frame; write numbers and ranges as 3,40-50, or all"
+            )
         low, high = int(first), int(last) if dash else int(first)
         if max(low, high) >= count or high < low:
             raise InputError(f"frames={words}: '{word.strip()}' is not within the clip's frames 0-{count - 1}")

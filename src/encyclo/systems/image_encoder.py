@@ -46,6 +46,7 @@ class ImageEncoderConfig(SystemConfig):
     std: tuple[float, ...] = Field((0.5,), description="of the pixels in 0..1, for all channels or one each")
     augment: Augment = Augment()
     pool: Pool = Field("cls", description="the vector of a picture: the class token's, or the mean over patches")
+    probe_epochs: int = Field(20, ge=1, description="passes of the linear and attentive probes in an evaluation")
     classes: tuple[str, ...] = Field((), description="names of the classes, where a classifier was fine-tuned")
 
 
@@ -222,10 +223,11 @@ class ImageEncoder(System):
         sets = [Labelled(probes.extract(self.tokens, part.inputs), part.labels) for part in parts]
         vectors = [Labelled(self.pooled(s.inputs), s.labels) for s in sets]
         means = [Labelled(self.pooled(s.inputs, "mean"), s.labels) for s in sets]
+        epochs, heads = self.config.probe_epochs, self.config.encoder.blocks.heads
         measured = {
-            "linear": probes.linear_probe(*vectors),
-            "linear_mean": probes.linear_probe(*means),
-            "attentive": probes.attentive_probe(*sets, heads=self.config.encoder.blocks.heads),
+            "linear": probes.linear_probe(*vectors, epochs=epochs),
+            "linear_mean": probes.linear_probe(*means, epochs=epochs),
+            "attentive": probes.attentive_probe(*sets, heads=heads, epochs=epochs),
             "knn": probes.knn_probe(*means),
         }
         return {name: 100 * probed.accuracy for name, probed in measured.items()}

@@ -104,9 +104,7 @@ class Prompter:
         return made
 
 
-def pad_right(
-    prompted: Sequence[Prompted], *, fill: int = 0
-) -> tuple[Int64[Tensor, "b t"], Bool[Tensor, "b t"]]:
+def pad_right(prompted: Sequence[Prompted], *, fill: int = 0) -> tuple[Int64[Tensor, "b t"], Bool[Tensor, "b t"]]:
     """Ids and the mask of pooled tokens, one row a text.
 
     Padding stands on the right: there a causal model neither sees it nor numbers its positions, so that no attention

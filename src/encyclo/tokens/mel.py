@@ -81,8 +81,9 @@ def magnitude_spectrogram(
         wave: samples; leading dimensions are batch.
         n_fft, hop: length of the transform and step, in samples.
         window: at most n_fft long, centred in it.
-        padding: 'same' reflects (n_fft - hop) / 2 samples at both ends, so that t = n / hop; 'centre' reflects n_fft / 2
-            (t = n / hop + 1); 'none' uses whole windows only. A wave too short to be reflected is padded with zeros.
+        padding: 'same' reflects (n_fft - hop) / 2 samples at both ends, so that t = n / hop; 'centre' reflects
+            n_fft / 2 (t = n / hop + 1); 'none' uses whole windows only. A wave too short to be reflected is padded
+            with zeros.
         eps: keeps the gradient finite at silence.
     """
     lead = wave.shape[:-1]
@@ -96,9 +97,7 @@ def magnitude_spectrogram(
             flat = F.pad(flat[:, None], pad, mode="reflect" if reflect else "constant")[:, 0]
         if flat.shape[-1] < n_fft:
             flat = F.pad(flat, (0, n_fft - flat.shape[-1]))
-        transformed = torch.stft(
-            flat, n_fft, hop, window.numel(), window.float(), center=False, return_complex=True
-        )
+        transformed = torch.stft(flat, n_fft, hop, window.numel(), window.float(), center=False, return_complex=True)
         parts = torch.view_as_real(transformed)
         magnitude = (parts.square().sum(-1) + eps).sqrt()
     return magnitude.reshape(*lead, *magnitude.shape[-2:])
@@ -107,11 +106,13 @@ def magnitude_spectrogram(
 class LogMel(Part):
     """Log-mel spectrogram: [..., n] -> [..., bands, t].
 
-    The defaults are those of HiFi-GAN's and HiFi-Codec's front end: ln(max(mel of the magnitude, 1e-5)), Slaney filters,
-    reflect padding of (n_fft - hop) / 2, not centred.
+    The defaults are those of HiFi-GAN's and HiFi-Codec's front end: ln(max(mel of the magnitude, 1e-5)), Slaney
+    filters, reflect padding of (n_fft - hop) / 2, not centred.
     """
 
     class Config(PartConfig):
+        """Transform, bands, scale and logarithm."""
+
         rate: int = Field(24000, ge=1, description="samples a second")
         n_fft: int = Field(1024, ge=2)
         hop: int = Field(240, ge=1)

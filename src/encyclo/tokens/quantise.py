@@ -16,7 +16,15 @@ from encyclo.errors import InputError
 from encyclo.tokens import entropy
 from encyclo.tokens.container import Reader, varint
 
-__all__ = ["Quantised", "TensorCoding", "decode_tensors", "encode_tensors", "quantise", "quantise_best", "straight_through"]
+__all__ = [
+    "Quantised",
+    "TensorCoding",
+    "decode_tensors",
+    "encode_tensors",
+    "quantise",
+    "quantise_best",
+    "straight_through",
+]
 
 MOST_BITS: Final = 16
 LONG_AXIS: Final = 50
@@ -106,11 +114,15 @@ class TensorCoding(Config):
 
     bits: int = Field(8, ge=1, le=MOST_BITS, description="of weights")
     sequence_bits: int = Field(8, ge=1, le=MOST_BITS, description="of tensors with a time axis (embeddings)")
-    ranges: Literal["best", "tensor"] = Field("best", description="candidates of `quantise_best`, or one range a tensor")
-    coder: Literal["plain", "huffman", "ans", "range"] = Field(
-        "ans", description="plain: bits as they are; huffman: one table for all symbols, as in the paper"
+    ranges: Literal["best", "tensor"] = Field(
+        "best", description="candidates of `quantise_best`, or one range a tensor"
     )
-    predict: bool = Field(True, description="may code a time axis by differences of neighbouring symbols (not with plain)")
+    coder: Literal["plain", "huffman", "ans", "range"] = Field(
+        "ans", description="plain: bits as they are; huffman: one table, as in the paper; else tables by tensor or one"
+    )
+    predict: bool = Field(
+        True, description="may code a time axis by differences of neighbouring symbols (not with plain)"
+    )
 
 
 def encode_tensors(
@@ -123,8 +135,8 @@ def encode_tensors(
         sequences: names of those whose first axis is time.
 
     Returns:
-        The payloads by section (`layout`, `ranges`, `symbols`; all that a decoder needs beside names and shapes), and the
-        tensors as `decode_tensors` restores them.
+        The payloads by section (`layout`, `ranges`, `symbols`; all that a decoder needs beside names and shapes), and
+        the tensors as `decode_tensors` restores them.
     """
     quantised = {
         name: _quantise(tensor, coding.sequence_bits if name in sequences else coding.bits, coding)
@@ -142,7 +154,9 @@ def encode_tensors(
         streams[name] = symbols.ravel()
         layout += bytes([q.bits | (0x80 if predicted else 0), 0 if q.axis is None else q.axis + 1])
     ranges = b"".join(
-        half.cpu().contiguous().numpy().astype("<f2").tobytes() for q in quantised.values() for half in (q.minimum, q.scale)
+        half.cpu().contiguous().numpy().astype("<f2").tobytes()
+        for q in quantised.values()
+        for half in (q.minimum, q.scale)
     )
     bits = [q.bits for q in quantised.values()]
     sections = {"layout": bytes(layout), "ranges": ranges, "symbols": _code(list(streams.values()), bits, coding.coder)}
@@ -168,10 +182,10 @@ def decode_tensors(
     layout, ranges = Reader(sections["layout"]), Reader(sections["ranges"])
     plans: list[tuple[int, bool, int | None]] = []
     for shape in shapes.values():
-        bits, axis = layout.take(2)
-        if not 1 <= bits & 0x7F <= MOST_BITS or axis > len(shape):
+        mark, place = layout.take(2)
+        if not 1 <= mark & 0x7F <= MOST_BITS or place > len(shape):
             raise _damaged()
-        plans.append((bits & 0x7F, bool(bits & 0x80), axis - 1 if axis else None))
+        plans.append((mark & 0x7F, bool(mark & 0x80), place - 1 if place else None))
     sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
     streams = _decode(sections["symbols"], sizes, [bits for bits, _, _ in plans])
     restored = {}
@@ -209,7 +223,7 @@ def _entropy(symbols: Int64[ndarray, "..."]) -> float:
     return float(-(share * np.log2(share)).sum())
 
 
-# -- symbols of several tensors ------------------------------------------------------------------------------------------
+# -- symbols of several tensors --------------------------------------------------------------------------------------
 
 _PLAIN, _JOINT, _APART = 0, 1, 2
 
@@ -221,21 +235,28 @@ def _groups(sizes: Sequence[int]) -> list[list[int]]:
     return [*large, small] if small else large
 
 
-def _code(streams: Sequence[Int64[ndarray, " n"]], bits: Sequence[int], coder: str) -> bytes:
+def _code(streams: Sequence[Int64[ndarray, " _"]], bits: Sequence[int], coder: str) -> bytes:
     if coder == "plain":
-        flat = [((stream[:, None] >> np.arange(b - 1, -1, -1)) & 1).astype(np.uint8).ravel() for stream, b in zip(streams, bits, strict=True)]
+        flat = [
+            ((stream[:, None] >> np.arange(b - 1, -1, -1)) & 1).astype(np.uint8).ravel()
+            for stream, b in zip(streams, bits, strict=True)
+        ]
         return bytes([_PLAIN]) + np.packbits(np.concatenate(flat)).tobytes()
-    if coder == "huffman":
-        return bytes([_JOINT]) + entropy.encode_symbols(np.concatenate(streams), coder="huffman")
-    kind: Literal["ans", "range"] = "range" if coder == "range" else "ans"
+    kind: Literal["ans", "range", "huffman"] = (
+        "range" if coder == "range" else "huffman" if coder == "huffman" else "ans"
+    )
+    joint = bytes([_JOINT]) + entropy.encode_symbols(np.concatenate(streams), coder=kind)
+    if kind == "huffman":
+        return joint
     parts = [
         entropy.encode_symbols(np.concatenate([streams[i] for i in group]), coder=kind)
         for group in _groups([len(stream) for stream in streams])
     ]
-    return bytes([_APART]) + b"".join(varint(len(part)) + part for part in parts)
+    apart = bytes([_APART]) + b"".join(varint(len(part)) + part for part in parts)
+    return min(apart, joint, key=len)
 
 
-def _decode(payload: bytes, sizes: Sequence[int], bits: Sequence[int]) -> list[Int64[ndarray, " n"]]:
+def _decode(payload: bytes, sizes: Sequence[int], bits: Sequence[int]) -> list[Int64[ndarray, " _"]]:
     reader = Reader(payload)
     kind = reader.take(1)[0]
     if kind == _PLAIN:
@@ -263,7 +284,7 @@ def _decode(payload: bytes, sizes: Sequence[int], bits: Sequence[int]) -> list[I
     return out
 
 
-def _parted(joined: Int64[ndarray, " n"], sizes: Sequence[int]) -> list[Int64[ndarray, " m"]]:
+def _parted(joined: Int64[ndarray, " n"], sizes: Sequence[int]) -> list[Int64[ndarray, " _"]]:
     if len(joined) != sum(sizes):
         raise InputError(f"the file holds {len(joined)} numbers where {sum(sizes)} are needed: it is damaged")
     return np.split(joined, np.cumsum(sizes)[:-1])

@@ -1,4 +1,5 @@
-"""WordPiece (Schuster & Nakajima 2012): words cut into the longest pieces of a learned vocabulary, over `tokenizers`."""
+"""WordPiece (Schuster & Nakajima 2012): words cut into the longest pieces of a learned vocabulary, over
+`tokenizers`."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 
 from encyclo.errors import InputError
@@ -31,10 +32,24 @@ class Encoded:
     lengths: Int64[Tensor, " texts"]
     cut: int = 0
 
-    @property
-    def offsets(self) -> Int64[Tensor, " texts"]:
-        """Where each text begins in `ids`."""
-        return self.lengths.cumsum(0) - self.lengths
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def first(self, count: int) -> "Encoded":
+        """The first `count` texts."""
+        lengths = self.lengths[:count]
+        return Encoded(self.ids[: int(lengths.sum())], lengths)
+
+    def split(self, x: Shaped[Tensor, "n *rest"]) -> tuple[Tensor, ...]:
+        """What belongs to each text, of something that has an entry for each token."""
+        return tuple(torch.split(x, self.lengths.tolist()))
+
+    def places(self, rows: Sequence[int] | Int64[Tensor, " rows"]) -> Int64[Tensor, " n"]:
+        """Where in `ids` the tokens of some texts stand, text after text."""
+        chosen = torch.as_tensor(rows, dtype=torch.int64)
+        sizes = self.lengths[chosen]
+        begin = (self.lengths.cumsum(0) - self.lengths)[chosen]
+        return torch.arange(int(sizes.sum())) + (begin - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
 
 
 class WordPiece:
@@ -67,7 +82,9 @@ class WordPiece:
 
         texts = list(texts)
         normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+        letters = sorted(
+            {letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()}
+        )
         if not letters:
             raise InputError("the texts hold no words to learn a vocabulary from: give some text")
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -128,7 +145,9 @@ class WordPiece:
         if (folder / "tokenizer.json").is_file():
             return cls.from_json((folder / "tokenizer.json").read_bytes())
         if not (folder / "vocab.txt").is_file():
-            raise InputError(f"{folder} holds neither tokenizer.json nor vocab.txt: copy the tokenizer beside the weights")
+            raise InputError(
+                f"{folder} holds neither tokenizer.json nor vocab.txt: copy the tokenizer beside the weights"
+            )
         lowercase = True
         if (folder / "tokenizer_config.json").is_file():
             lowercase = bool(json.loads((folder / "tokenizer_config.json").read_text()).get("do_lower_case", True))

@@ -16,7 +16,9 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor (all processes must ask for it); any other tensor itself."""
     gather = getattr(tensor, "full_tensor", None)
-    return gather() if gather is not None else tensor
+    whole = gather() if gather is not None else tensor
+    wait = getattr(whole, "wait", None)  # it may still be on its way
+    return wait() if wait is not None else whole
 
 
 class Average:
@@ -28,33 +30,30 @@ class Average:
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.parameters = dict(parameters)
-        self.tensors = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+        self.tensors = {name: p.detach().clone() for name, p in parameters.items()}
+        self.parameters: dict[str, nn.Parameter] | None = dict(parameters)
+        """What is averaged, while it trains: sharded as it is, and unmoved."""
+        self._pairs = self._local(self.parameters)
 
-    def _local(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _local(self, parameters: Mapping[str, nn.Parameter]) -> tuple[list[Tensor], list[Tensor]]:
         """This process's shares of averages and weights; they share memory with the whole."""
-        return [local(t) for t in self.tensors.values()], [local(p.detach()) for p in self.parameters.values()]
+        return [local(t) for t in self.tensors.values()], [local(parameters[name].detach()) for name in self.tensors]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step`."""
-        if self._pairs is None:  # while it trains, nothing moves
-            self._pairs = self._local()
         average, weights = self._pairs
         torch._foreach_lerp_(average, weights, 1 - min(self.decay, step / (step + 9)))
 
-    def settle(self, parameters: Mapping[str, nn.Parameter] | None = None) -> None:
-        """Training is over: the parameters may move from now on, or (`parameters`) be others, no longer sharded."""
-        self._pairs = None
-        if parameters is not None:
-            self.parameters = {name: parameters[name] for name in self.parameters}
-            self.tensors = {name: full(tensor) for name, tensor in self.tensors.items()}
+    def settle(self) -> None:
+        """Training is over: from now on the parameters may move, or others take their places."""
+        self.parameters, self._pairs = None, ([], [])
+        self.tensors = {name: full(tensor) for name, tensor in self.tensors.items()}
 
     @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The parameters hold the averages inside, their own values again after it."""
-        average, weights = self._local()
+    def swapped(self, model: nn.Module) -> Iterator[None]:
+        """The parameters of `model` hold the averages inside, their own values again after it."""
+        average, weights = self._local(dict(model.named_parameters()) if self.parameters is None else self.parameters)
         kept = [weight.clone() for weight in weights]
         with torch.no_grad():
             torch._foreach_copy_(weights, average)

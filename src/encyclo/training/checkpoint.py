@@ -30,7 +30,7 @@ FORMAT = 1
 NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z0-9_]")
 """What a stage may be called: it is part of a folder's name."""
 WRITING, REMOVING = ".writing-", ".removing-"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 class Damaged(Exception):

@@ -51,7 +51,7 @@ class Processes:
         if not launched():
             self.rank, self.world, self.device = 0, 1, choose_device(device)
             return
-        from accelerate import Accelerator
+        from accelerate import Accelerator, PartialState
         from accelerate.utils import DistributedDataParallelKwargs, DistributedType, FullyShardedDataParallelPlugin
 
         cpu = (os.environ.get("ENCYCLO_DEVICE") or device or "") == "cpu"
@@ -63,6 +63,7 @@ class Processes:
             # On CPUs accelerate would quietly run DDP in the place of FSDP; torch itself can shard there.
             self.accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
             self.accelerator.state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # every new state copies this one
         if self.accelerator.distributed_type == DistributedType.FSDP and not self.sharded:
             raise InputError("fsdp_version: 1 is not supported: set fsdp_version: 2 in the accelerate configuration")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
@@ -129,26 +130,31 @@ class Processes:
                 collected[name] = whole.cpu()
         return collected
 
-    def release(self) -> None:
-        """Let go of the prepared modules (and so of DDP's hooks); what was sharded is whole and plain again."""
+    def release(self, together: bool) -> None:
+        """Let go of the prepared modules (and so of DDP's hooks).
+
+        What was sharded is made whole and plain again, if all processes do so `together`.
+        """
         if self.accelerator is not None:
             self.accelerator.free_memory()
-        if self._unsharded is not None:
+        if self._unsharded is not None and together:
             self._unsharded.restore()
-            self._unsharded = None
+        self._unsharded = None
 
     @contextmanager
     def whole(self, module: nn.Module) -> Iterator[None]:
         """Inside, sharded parameters are whole on every process."""
-        self.gather_parameters(module)
+        shards = self._shards(module)
+        for part in shards:
+            part.unshard()
         try:
             yield
         finally:
-            for part in self._shards(module):
+            for part in shards:
                 part.reshard()
 
-    def gather_parameters(self, module: nn.Module) -> None:
-        """Make sharded parameters whole, from the shares as they are now."""
+    def regather(self, module: nn.Module) -> None:
+        """Inside `whole`: take over shares that have changed."""
         for part in self._shards(module):
             part.reshard()
             part.unshard()

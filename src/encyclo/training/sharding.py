@@ -18,10 +18,10 @@ class Unsharded:
     def restore(self) -> None:
         """Whole parameters, the classes and hooks of before; all processes together."""
         from torch.distributed import _composable_state
-        from torch.distributed._composable import contract
+        from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 
         whole: dict[int, nn.Parameter] = {}  # a parameter used in two places stays one
-        for part, kind, hooks in self._before:
+        for part, kind, _ in self._before:
             reshard = getattr(part, "reshard", None)
             if type(part) is not kind and callable(reshard):
                 reshard()
@@ -35,7 +35,7 @@ class Unsharded:
             part.__class__ = kind
             for name, value in hooks.items():
                 part.__dict__[name] = value
-            for mark in (contract.STATE_KEY, contract.REGISTRY_KEY, *_MARKS):
+            for mark in (STATE_KEY, REGISTRY_KEY, *_MARKS):
                 part.__dict__.pop(mark, None)
             _composable_state._module_state_mapping.pop(part, None)
 

@@ -109,8 +109,10 @@ class Stage:
                 self.resume_progress()
                 with self.interrupts:
                     self.loop()
-            finally:
-                self.release()
+            except BaseException:
+                self.release(together=False)
+                raise
+            self.release(together=True)
         self.model.eval()
 
     # -- set-up --
@@ -178,16 +180,16 @@ class Stage:
             chosen[objective] = [names[i] for i in ids]
         return {name: chosen[name] for name in task.losses}
 
-    def release(self) -> None:
-        """Let go of everything that only training needs."""
+    def release(self, together: bool) -> None:
+        """Let go of all that only training needs; `together`: the other processes do so too (none has failed)."""
         self.curves.close()
+        self.processes.release(together)
         named = dict(self.model.named_parameters())
         for name, p in named.items():
             p.grad = None
             p.requires_grad_(self._required[name])
-        self.processes.release()
-        if self.average is not None:
-            self.average.settle(dict(self.model.named_parameters()) if self.processes.sharded else None)
+        if self.average is not None and together:
+            self.average.settle()
         self.module = self.model
 
     # -- the budget --
@@ -219,7 +221,7 @@ class Stage:
         try:
             while (done := self.done) < 1:
                 self.one_step(done)
-                bar.update(self.step if config.steps else self.elapsed, self.last_loss, config.batch_size)
+                bar.update(float(self.step) if config.steps else self.elapsed, self.last_loss, config.batch_size)
                 over = self.done >= 1
                 if over or self.step % config.log_every == 0 or self._evaluation_due(over):
                     self.point(over)
@@ -311,7 +313,8 @@ class Stage:
             norm = nn.utils.clip_grad_norm_(objective.parameters, self.config.clip, foreach=True)
             objective.window.norms.append(full(norm))
         objective.optimiser.step()
-        objective.optimiser.zero_grad()
+        for p in objective.parameters:  # the optimiser's own zero_grad does this too, and takes 3 times as long
+            p.grad = None
         if several:
             for p in objective.others:
                 p.requires_grad_(True)
@@ -456,10 +459,11 @@ class Stage:
 
     def _check_weights(self) -> None:
         """Refuse to save what a gradient that was not finite has spoilt."""
-        values = [local(p.detach()) for o in self.objectives for p in o.parameters if p.is_floating_point()]
-        largest = torch.stack([norm.double() for norm in torch._foreach_norm(values, math.inf)]).max()
-        spoilt = self.processes.sum((~largest.isfinite()).double().to(self.device))
-        if spoilt.item():
+        shares = [local(p.detach()) for objective in self.objectives for p in objective.parameters]
+        shares = [share for share in shares if share.numel()]  # it may be empty
+        largest = torch._foreach_norm(shares, math.inf) if shares else ()
+        spoilt = float(not all(math.isfinite(number) for number in numbers(largest)))
+        if self.processes.sum(torch.tensor(spoilt, device=self.device)).item():
             raise self.stopped(
                 f"the weights are not finite after step {self.step}",
                 "a lower learning rate, a longer warm-up or clipping (clip=1.0) may help",
@@ -558,5 +562,5 @@ class Stage:
         return TrainingStopped(f"stage '{self.task.stage}': {why}; {kept}; {remedy}{again}")
 
 
-def _detached(value: float | Tensor) -> float | Tensor:
-    return value.detach() if isinstance(value, Tensor) else value
+def _detached(value: Any) -> float | Tensor:
+    return value.detach() if isinstance(value, Tensor) else float(value)

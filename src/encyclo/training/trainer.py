@@ -59,6 +59,7 @@ class Trainer:
         self.folder = Path(folder) if folder is not None else None
         self.seed = seed
         """What a system makes its `Batches` with."""
+        self.seed = seed
         self.processes = Processes(device)
         self.device = self.processes.device
         self.generator = torch.Generator()
@@ -165,8 +166,11 @@ class Trainer:
         if average is None:
             yield model
             return
-        with average.swapped():
+        running = self._run.stage.module if self._run.stage is not None else model
+        with average.swapped(model):
+            self.processes.regather(running)
             yield model
+        self.processes.regather(running)
 
     def to_device(self, batch: Any) -> Any:
         """The batch with all tensors, however nested, on the trainer's device."""

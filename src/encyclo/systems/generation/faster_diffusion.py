@@ -511,13 +511,16 @@ def experiment(preset: Preset) -> Experiment:
         )
     elif preset is Preset.LAPTOP:
         base = base.replace(
+            unet=ClassConditionalUNet.Config(layers=1),
+            samples=200,
             training=TrainingConfig(
-                steps=1800,
-                batch_size=64,
-                optimiser=AdamW(lr=1.5e-3),
-                ema=0.995,
-                schedule=Schedule(warmup=0.03, final=0.05),
-            )
+                steps=1500,
+                batch_size=32,
+                optimiser=AdamW(lr=2e-3),
+                ema=0.99,
+                clip=1.0,
+                schedule=Schedule(warmup=0.03, final=0.02),
+            ),
         )
     elif preset is Preset.GPU:
         base = base.replace(

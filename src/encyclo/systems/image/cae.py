@@ -5,7 +5,7 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,7 @@ class CAE(ImageEncoder):
         augment: Augment = Augment(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
 
         @model_validator(mode="after")
-        def _channels_agree(self) -> Self:
+        def _channels_agree(self) -> "CAE.Config":
             ours, theirs = self.encoder.channels, self.codebook.channels
             if ours != theirs:
                 raise ValueError(f"encoder.channels={ours} and codebook.channels={theirs} must be equal")
@@ -229,22 +229,28 @@ class CAE(ImageEncoder):
             images: picture files, folders of them, or uint8 tensors [c, h, w] of the model's size.
             mask_ratio: share of the patches to hide; None hides as in training.
             seed: of the masks.
-            out: a picture file (.png, .webp): a column a picture, rows as below.
+            out: a picture file (.png, .webp) with a column a picture and rows as below; or a folder, for one such
+                file a picture.
 
         Returns:
-            The file, or uint8 [n, 4, c, h, w]: the picture; hidden patches grey; hidden patches from the regressor; hidden
-            patches from the encoder's own latents of them (latent bypass). A code is drawn as its centre.
+            The file, or uint8 [n, 4, c, h, w]: the picture; hidden patches grey; hidden patches from the regressor;
+            hidden patches from the encoder's own latents of them (latent bypass). A code is drawn as its centre.
         """
+        if mask_ratio is not None and not 0 < mask_ratio < 1:
+            raise InputError(f"mask_ratio={mask_ratio:g} is no share: give a number between 0 and 1")
         notes: list[str] = []
         pixels = self.read(images, notes)
-        mask = self.config.mask if mask_ratio is None else self.config.mask.override([f"ratio={mask_ratio}"])
+        mask = self.config.mask if mask_ratio is None else self.config.mask.replace(ratio=mask_ratio)
         found = self.paths(pixels, mask, seed=seed)
         rows = self._drawn(pixels, found)
         report = {name: value for name, value in path_metrics(found).items() if name in _SHOWN}
         if out is None:
             return Result(rows, report, notes)
-        sheet = rows.permute(2, 1, 3, 0, 4).flatten(3, 4).flatten(1, 2)
-        write_image(sheet, out)
+        # [n, row, c, h, w]: rows below one another, pictures side by side
+        sheets = [(out, rows)] if out.suffix else [(out / f"{i:04d}.png", row[None]) for i, row in enumerate(rows)]
+        for path, part in sheets:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(part.permute(2, 1, 3, 0, 4).flatten(3, 4).flatten(1, 2), path)
         return Result(out, report, notes)
 
     def inspect(self, images: Sequence[Path | Tensor], *, seed: int = 0, out: Path | None = None) -> Result:
@@ -435,8 +441,8 @@ def _page(measured: Mapping[str, float], count: int, *sheets: Picture) -> str:
         "td{padding:.15rem 1rem .15rem 0;border-bottom:1px solid #e6e8ec}.n{text-align:right}img{max-width:100%}"
         "figure{margin:1.5rem 0}</style><h1>Do predictions live in the encoder's latent space?</h1>"
         f"<p>Measured on {count} pictures. The third row of the sheet goes from visible patches through the regressor"
-        " to the decoder. The fourth gives the decoder the encoder's own latents of the hidden patches: it can only look"
-        " right if the regressor predicts in that very space.</p>"
+        " to the decoder. The fourth gives the decoder the encoder's own latents of the hidden patches: it can only"
+        " look right if the regressor predicts in that very space.</p>"
         f"<table>{rows}</table>{images}<p>Below: the codes, each drawn as its centre.</p></html>"
     )
 
@@ -636,9 +642,9 @@ def experiment(preset: Preset) -> Experiment:
         return _paper()
     if preset is Preset.SMOKE:
         data, seeds = "digits", 1
-        training = TrainingConfig(steps=25, batch_size=128, optimiser=AdamW(lr=2e-3), schedule=Schedule(warmup=0.1))
+        training = TrainingConfig(steps=15, batch_size=96, optimiser=AdamW(lr=2e-3), schedule=Schedule(warmup=0.1))
         blocks = {"depth": 2, "heads": 2, "bias": "qv", "layer_scale": 0.1}
-        shared = _small(8, 2, 1, blocks, 32, training)
+        shared = _small(8, 2, 1, blocks, 32, training) | {"probe_epochs": 3}
         systems = _arms(shared, (1, 1), BlockMask(min_block=2), 32, 2)
     elif preset is Preset.GPU:
         data, seeds = "clipart", 1
@@ -674,8 +680,8 @@ def experiment(preset: Preset) -> Experiment:
         columns=_COLUMNS,
         fairness=(
             "All arms: the same encoder, pictures, steps, batch, optimiser and seed; MAE's decoder is as deep as"
-            " regressor and decoder together. CAE runs the encoder on the hidden patches too (without gradients), so a step of it"
-            " costs more; seconds are in the table. Each probe's settings are chosen on validation, for each arm."
+            " regressor and decoder together. CAE runs the encoder on the hidden patches too (without gradients);"
+            " seconds are in the table. Each probe's settings are chosen on validation, for each arm."
         ),
     )
 
