@@ -313,7 +313,7 @@ def _class(config: SystemConfig) -> type[System]:
     return kind
 
 
-def _thin(points: Sequence[tuple[int, float, float]], most: int = 120) -> list[list[int | float]]:
+def _thin(points: Sequence[tuple[int, float, float]], most: int = 120) -> list[list[float]]:
     """At most `most` points of a curve, first and last kept."""
     step = max(1, math.ceil(len(points) / most))
     kept = [*points[::step]]

@@ -49,7 +49,10 @@ def test_published_size() -> None:
         theirs = EncodecModel(EncodecConfig())
         ours = [SeanetEncoder.Config().build(dim=128), SeanetDecoder.Config().build(dim=128)]
     gains = sum(p.numel() for n, p in theirs.named_parameters() if n.endswith("original0"))
-    assert sum(p.numel() for part in ours for p in part.parameters()) == sum(p.numel() for p in theirs.parameters()) - gains
+    assert (
+        sum(p.numel() for part in ours for p in part.parameters())
+        == sum(p.numel() for p in theirs.parameters()) - gains
+    )
 
 
 def test_a_very_short_wave_is_padded() -> None:

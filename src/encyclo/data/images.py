@@ -2,6 +2,7 @@
 
 import io
 import logging
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ def _open(source: bytes | str | Path, name: str) -> Pillow.Image:
             raise InputError(f"{name} cannot be read ({error.strerror}): check its permissions") from error
         return _open(data, name)
     try:
-        image = Pillow.open(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # below it is an error
+            image = Pillow.open(stream)
     except Pillow.DecompressionBombError as error:
         raise InputError(f"{name} declares too many pixels ({error}): shrink it first") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

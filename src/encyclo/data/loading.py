@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import InMemoryTable
 
@@ -191,10 +193,7 @@ def _pack_table(pack: Manifest, file: PackFile, view: str) -> pa.Table:
         return pa.table({view: pa.array([data], pa.binary()), "name": pa.array([file.path], pa.string())})
     table = pq.read_table(io.BytesIO(data)).replace_schema_metadata(None)
     for column, template in pack.columns.get(view, {}).items():
-        if template.startswith("{") and template.endswith("}") and template[1:-1] in table.column_names:
-            values = table.column(template[1:-1])
-        else:
-            values = pa.array([template.format_map(row) for row in table.to_pylist()], pa.string())
+        values = _fill(template, table)
         if column in table.column_names:
             table = table.set_column(table.schema.get_field_index(column), column, values)
         else:
@@ -202,6 +201,15 @@ def _pack_table(pack: Manifest, file: PackFile, view: str) -> pa.Table:
     # The kind's own columns first, in their order, then the rest.
     own = [column for column in columns.KINDS[view].columns if column in table.column_names]
     return table.select([*own, *(name for name in table.column_names if name not in own)])
+
+
+def _fill(template: str, table: pa.Table) -> Any:
+    """The column that a template such as '{lemma} ({pos})' makes of a table's columns."""
+    parts: list[Any] = []
+    for literal, column, _, _ in Formatter().parse(template):
+        parts += [pa.scalar(literal)] if literal else []
+        parts += [table.column(column)] if column else []
+    return pc.binary_join_element_wise(*parts, "")
 
 
 def _join(spec: str, loaded: list[Splits]) -> Splits:

@@ -161,7 +161,7 @@ def solve_width(
     )
     a /= config.reduce
     b = taps * dim * config.grow[0] * config.grow[1]
-    width = min(int((-b + math.sqrt(b * b + 4 * a * left)) / (2 * a)), _MOST_WIDTH)
+    width = min(max(int((-b + math.sqrt(b * b + 4 * a * left)) / (2 * a)), 1), _MOST_WIDTH)
     while width > 0:
         chosen = config.replace(width=width)
         if embeddings + chosen.size(dim) <= budget * (1 + slack):

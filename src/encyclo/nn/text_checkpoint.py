@@ -3,6 +3,7 @@
 Only names and shapes are looked at, so that no code of a model repository is needed.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,37 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         except Exception as error:  # the two readers raise many kinds, all of which mean the same
             raise InputError(f"{file} is damaged ({type(error).__name__}): fetch it again") from None
     return state
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of a model folder's config.json.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        described = None
+    if not isinstance(described, dict):
+        raise InputError(f"{folder / 'config.json'} is missing or damaged: give a model folder")
+    return described
+
+
+def read_encoder(folder: Path) -> TextEncoder:
+    """The encoder of a model folder of either layout (BERT, all-MiniLM, MosaicBERT ...), heads left aside.
+
+    Raises:
+        InputError: no such model in the folder.
+    """
+    state = renamed(read_tensors(folder))
+    encoder: TextEncoder = encoder_config(read_description(folder), state).build()
+    own = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    try:
+        encoder.load_state_dict(own)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {folder} do not fit: {str(error).splitlines()[-1].strip()}") from None
+    return encoder.eval()
 
 
 def key_layout(names: Mapping[str, Any]) -> KeyLayout:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -54,9 +55,9 @@ class SparseIndex(Protocol):
 
 def pad(rows: list[tuple[list[int], list[float]]], k: int) -> Hits:
     """Lists of different lengths as one table."""
-    documents = [found + [-1] * (k - len(found)) for found, _ in rows]
-    scores = [values + [0.0] * (k - len(values)) for _, values in rows]
-    shape = (len(rows), k)
-    return Hits(
-        torch.tensor(documents, dtype=torch.int64).view(shape), torch.tensor(scores, dtype=torch.float32).view(shape)
-    )
+    documents = np.full((len(rows), k), -1, dtype=np.int64)
+    scores = np.zeros((len(rows), k), dtype=np.float32)
+    for row, (found, values) in enumerate(rows):
+        documents[row, : len(found)] = found
+        scores[row, : len(values)] = values
+    return Hits(torch.from_numpy(documents), torch.from_numpy(scores))

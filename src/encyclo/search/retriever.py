@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from encyclo.errors import InputError
 from encyclo.pretrained import cache_folder
@@ -17,6 +17,7 @@ from encyclo.tokens.echo import Role
 __all__ = ["Found", "SparseEncoder", "cut_note", "explain_score", "open_text_index", "search_texts"]
 
 
+@runtime_checkable
 class SparseEncoder(Protocol):
     """What is asked of a model."""
 

@@ -305,7 +305,7 @@ class AudioCodec(System):
         cut = list(pieces(frames, size, context))
         if len(cut) != len(held.sections):
             raise InputError(f"{len(held.sections)} sections where {len(cut)} are needed: the file is damaged")
-        known: dict[int, Int64[Tensor, "c t books"]] = {}
+        known: dict[int, Int64[Tensor, "_ _ _"]] = {}
         for i, p in enumerate(cut):
             wanted = range(p.low // size, (p.high - 1) // size + 1)
             for j in wanted:
@@ -476,7 +476,7 @@ class AudioCodec(System):
 
     @torch.inference_mode()
     def _surveyed(
-        self, waves: Sequence[Float[Tensor, " n"]]
+        self, waves: Sequence[Float[Tensor, " _"]]
     ) -> tuple[Int64[Tensor, "books size"], Float[Tensor, "levels_and_one groups"]]:
         """Counts of the codes, and mean energy of each group before the first and after each level."""
         groups = self.energy.shape[1]
@@ -552,7 +552,7 @@ class AudioCodec(System):
 
 
 def spectrograms(
-    waves: Mapping[str, Float[Tensor, " n"]], rate: int, name: str, caption: str, *, docs: bool = False
+    waves: Mapping[str, Float[Tensor, " _"]], rate: int, name: str, caption: str, *, docs: bool = False
 ) -> Picture:
     """Log-magnitude spectrograms of several waves, one above the other on one scale (dB under the loudest)."""
     from encyclo.tokens.mel import magnitude_spectrogram

@@ -4,6 +4,7 @@ A system of this kind derives from `FittedVideo` and says what its decoder gets 
 frame (HNeRV), a code of its number (NeRV) ... The verbs, the file and the measures are the same for all.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -223,7 +224,7 @@ class FittedVideo(System):
         extra = (0, width - frames.shape[3], 0, height - frames.shape[2])
         return functional.pad(frames, extra, mode="replicate") if any(extra) else frames
 
-    def _hidden(self, index: Int64[Tensor, " b"]) -> Bool[Tensor, "b 1 h w"] | None:
+    def _hidden(self, index: Int64[Tensor, " b"]) -> Bool[Tensor, "_ 1 h w"] | None:
         """Where frames are hidden, padded; None where nothing is."""
         if self.hole is None:
             return None
@@ -495,8 +496,10 @@ class FittedVideo(System):
     def _fitted_to(self, video: Video) -> Video:
         """The clip as it is fitted, if it is the one."""
         self._need_clip()
-        prepared: Video = self.config.reading.apply(video)
-        if _digest(prepared.frames) != self.clip["digest"]:
+        prepared: Video | None = None
+        with contextlib.suppress(InputError):  # a part that this clip does not have: it is another
+            prepared = self.config.reading.apply(video)
+        if prepared is None or _digest(prepared.frames) != self.clip["digest"]:
             raise InputError(
                 f"'{video.name}' is not the clip this was fitted to ('{self.clip['name']}'): fit it anew with"
                 f" encyclo compress FILE --system {self.card.slug}"

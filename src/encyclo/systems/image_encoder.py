@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 _IN_MEMORY = 4 << 30
 """Bytes up to which a data set is decoded once and kept; larger ones are decoded batch by batch."""
+_KEPT = 1 << 30
+"""Bytes of decoded splits that are kept for the next arm of an experiment."""
+_decoded: dict[tuple[Any, ...], Tensor] = {}
 
 
 class ImageEncoderConfig(SystemConfig):
@@ -100,9 +103,18 @@ class ImageEncoder(System):
         return to_tensor(column, self.size, "RGB", notes=notes)
 
     def pictures_of(self, rows: Any, peak: int = 255) -> UInt8[Tensor, "n c h w"]:
-        """A split's pictures, decoded; values stretched so that white is 255."""
+        """A split's pictures, decoded; values stretched so that white is 255. Not to be changed in place."""
+        key = (getattr(rows, "_fingerprint", None), self.size, self.config.encoder.channels, peak)
+        if key[0] is not None and key in _decoded:
+            return _decoded[key]
         images = self._decode(list(rows["image"]), None)
-        return images if peak == 255 else (images.float() * (255 / peak)).round().clamp(max=255).to(torch.uint8)
+        if peak != 255:
+            images = (images.float() * (255 / peak)).round().clamp(max=255).to(torch.uint8)
+        if key[0] is not None and images.numel() <= _KEPT:
+            _decoded[key] = images
+            while sum(kept.numel() for kept in _decoded.values()) > _KEPT:
+                _decoded.pop(next(iter(_decoded)))
+        return images
 
     def batches(self, data: Splits, trainer: Trainer) -> tuple[UInt8[Tensor, "n c h w"], Batches]:
         """The training pictures to fit codebooks on (all, or the first that fit into memory), and the batches."""

@@ -29,7 +29,7 @@ class RandomSegments:
         self.rate, self.length, self.generator = rate, length, generator
 
     def __call__(
-        self, rows: Mapping[str, Sequence[bytes]] | Sequence[Float32[Tensor, "c m"]]
+        self, rows: Mapping[str, Sequence[bytes]] | Sequence[Float32[Tensor, "_ _"]]
     ) -> Float32[Tensor, "b n"]:
         if isinstance(rows, Mapping):
             rows = [read_audio(blob, self.rate).samples for blob in rows["audio"]]
@@ -47,7 +47,7 @@ class RandomSegments:
 
 _IN_MEMORY = 1 << 30
 """Bytes of samples up to which a data set is decoded once and kept."""
-_kept: dict[tuple[str, int], list[Float32[Tensor, "c m"]]] = {}
+_kept: dict[tuple[str, int], list[Float32[Tensor, "_ _"]]] = {}
 
 
 def decoded(rows: Any, rate: int, *, fingerprint: str) -> Any:

@@ -4,7 +4,7 @@ The mechanism stands in `encyclo.sampling.encoder_propagation` and `encyclo.nn.s
 UNet; here are the class-conditional diffusion model it is shown on, and the experiment.
 """
 
-import base64
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,25 +13,26 @@ from typing import Annotated, Any, Literal
 import torch
 from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from encyclo import picture
+from encyclo import page, picture
 from encyclo.card import Card
-from encyclo.data import Batches, Splits
+from encyclo.data import Splits
 from encyclo.data.images import Image, to_tensor
 from encyclo.errors import InputError
 from encyclo.experiment import Claim, Experiment, Preset, Trial
-from encyclo.losses.denoising import noise_prediction
 from encyclo.metrics.cost import flops, interleaved
-from encyclo.metrics.frechet import frechet_distance, kernel_distance
+from encyclo.metrics.feature_change import draw, evenly_spaced, feature_changes, mean_change
+from encyclo.metrics.judge import fit_judge, judged
 from encyclo.nn.diffusion_unet import ClassConditionalUNet, TextConditionalUNet
 from encyclo.nn.small_classifier import SmallClassifier
+from encyclo.nn.split_unet import SplitUNet
 from encyclo.picture import Picture
 from encyclo.sampling.diffusion import NoiseSchedule, sample
 from encyclo.sampling.encoder_propagation import Counts, EncoderPropagation, Propagation, key_steps
 from encyclo.system import System, SystemConfig
-from encyclo.training import AdamW, Loss, Schedule, Trainer, TrainingConfig
+from encyclo.training import AdamW, Schedule, Trainer, TrainingConfig
+from encyclo.training.denoising import fit_denoiser, unfold
 from encyclo.verbs import Result
 
 CARD = Card(
@@ -106,39 +107,13 @@ class FasterDiffusion(System):
             raise InputError("a text-conditional UNet is not trained here: give a pipeline to accelerate_sampling")
         images, labels = self._images(data.train, learn_labels=True)
         # the yardstick learns from images that the generator does not see
-        split = int(len(images) * 0.75)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        own, held = order[:split], order[split:]
-        self.train()
+        own, held = order.tensor_split([int(len(images) * 0.75)])
+        classes = labels[own] if config.classes else None
         scheduler = config.noise.training_scheduler()
-
-        def denoise(batch: Mapping[str, Tensor]) -> Loss:
-            clean = self.fold(batch["image"])
-            told = {"class_labels": batch["label"]} if config.classes else {}
-            loss = noise_prediction(
-                lambda noisy, times: self.unet(noisy, times, return_dict=False, **told)[0],
-                clean,
-                scheduler,
-                trainer.generator,
-            )
-            return Loss(loss, float(len(clean)))
-
-        batches = Batches({"image": images[own], "label": labels[own]}, config.training.batch_size, seed=trainer.seed)
-        trainer.fit(self.unet, denoise, batches, config.training, stage="diffusion")
-        with trainer.averaged(self.unet):
-            averaged = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
-        self.unet.load_state_dict(averaged)
+        fit_denoiser(self.unet, images[own], classes, scheduler, trainer, config.training, factor=config.fold)
         if config.classes:
-            judged = Batches(
-                {"image": images[held], "label": labels[held]}, config.judging.batch_size, seed=trainer.seed
-            )
-
-            def classify(batch: Mapping[str, Tensor]) -> Loss:
-                scores = self.judge(self.normalised(batch["image"]))
-                return Loss(functional.cross_entropy(scores, batch["label"]), float(len(scores)))
-
-            trainer.fit(self.judge, classify, judged, config.judging, stage="judge")
-        self.eval()
+            fit_judge(self.judge, images[held], labels[held], trainer, config.judging)
 
     def _images(self, rows: Any, *, learn_labels: bool = False) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
         config = self.config
@@ -160,30 +135,11 @@ class FasterDiffusion(System):
 
     def assets(self) -> dict[str, bytes]:
         """Class names."""
-        import json
-
         return {"labels.json": json.dumps(self.labels).encode()}
 
     def load_assets(self, assets: Mapping[str, bytes]) -> None:
         """Class names."""
-        import json
-
         self.labels = [str(name) for name in json.loads(assets["labels.json"])]
-
-    # -- pixels and latents ----------------------------------------------------------------------------------------
-
-    def normalised(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """0..255 to [-1, 1]."""
-        return images.to(self.device).float() / 127.5 - 1
-
-    def fold(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b d p q"]:
-        """Pixels in [-1, 1], folded f x f into channels: nothing is lost."""
-        return functional.pixel_unshuffle(self.normalised(images), self.config.fold)
-
-    def unfold(self, latents: Float[Tensor, "b d p q"]) -> UInt8[Tensor, "b c h w"]:
-        """Back to pixels 0..255."""
-        pixels = functional.pixel_shuffle(latents, self.config.fold)
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     # -- sampling --------------------------------------------------------------------------------------------------
 
@@ -225,29 +181,34 @@ class FasterDiffusion(System):
             latents, counts = self.draw(part, asked, config.propagation)
             drawn.append(latents)
         seconds = time.perf_counter() - began
-        images = self.unfold(torch.cat(drawn))
-        ours, theirs = self._features(images), self._features(real)
-        metrics = {
-            "kid": kernel_distance(ours, theirs),
-            "frechet": frechet_distance(ours, theirs),
+        images = unfold(torch.cat(drawn), config.fold)
+        return {
+            **judged(self.judge, images, real, labels if config.classes else None),
             "encoder_calls": float(counts.encoder_calls),
             "decoder_evaluations": float(counts.decoded),
             "sample_seconds": seconds,
-            "macs_per_image": self._macs(config.propagation),
+            "macs_per_image": self.macs(counts),
         }
-        if config.classes:
-            scores = torch.cat([self.judge(self.normalised(part)) for part in images.split(200)])
-            metrics["accuracy"] = float((scores.argmax(-1).cpu() == labels).float().mean() * 100)
-        return metrics
 
-    def _features(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
-        self.judge.eval()
-        return torch.cat([self.judge.features(self.normalised(part)).cpu() for part in images.split(250)])
-
-    def _macs(self, propagation: Propagation | None, steps: int | None = None) -> float:
-        """Multiply-accumulates of one whole sampling of one image, counted while it runs."""
+    @torch.no_grad()
+    def call_macs(self) -> tuple[float, float]:
+        """Multiply-accumulates of one call of the encoder half and of the decoder half for one image, counted."""
         noise, labels = self.noise_and_labels(1, seed=0)
-        return flops(lambda: self.draw(noise, labels, propagation, steps=steps)) / 2
+        noise = noise.to(self.device)
+        told = {"class_labels": labels.to(self.device)} if self.config.classes else {}
+        split = SplitUNet(self.unet)
+        kept = split.encode(noise, 0, told)
+        return flops(lambda: split.encode(noise, 0, told)) / 2, flops(lambda: split.decode(kept, 0, told)) / 2
+
+    def macs(self, counts: Counts) -> float:
+        """Multiply-accumulates per image of a sampling, from the calls it made."""
+        encoder, decoder = self.call_macs()
+        return counts.encoder_calls * encoder + counts.decoded * decoder
+
+    def counted_macs(self, propagation: Propagation | None) -> float:
+        """The same of one whole sampling of one image, every operation counted while it runs."""
+        noise, labels = self.noise_and_labels(1, seed=0)
+        return flops(lambda: self.draw(noise, labels, propagation)) / 2
 
     # -- verbs -------------------------------------------------------------------------------------------------------
 
@@ -288,9 +249,9 @@ class FasterDiffusion(System):
             "encoder_calls": counts.encoder_calls,
             "decoder_evaluations": counts.decoded,
             "largest_batch": counts.largest_batch,
-            "macs_per_image": self._macs(told if speedup else None, steps),
+            "macs_per_image": self.macs(counts),
         }
-        images = [Image(pixels, f"{i:04d}") for i, pixels in enumerate(self.unfold(latents))]
+        images = [Image(pixels, f"{i:04d}") for i, pixels in enumerate(unfold(latents, self.config.fold))]
         return Result(images, report)
 
     @torch.no_grad()
@@ -304,78 +265,22 @@ class FasterDiffusion(System):
         """
         changes = self.feature_changes(count)
         proposal = self.propose_keys(changes, budget)
-        drawing = change_picture(changes)
-        page = (
-            f"<!doctype html><meta charset=utf-8><title>{self.card.title}</title><body style='font:16px system-ui;"
-            f"max-width:52rem;margin:2rem auto'><h1>How features change</h1>"
-            f"<img style='max-width:100%' src='data:image/svg+xml;base64,{base64.b64encode(drawing.content).decode()}'>"
-            f"<p>{drawing.caption}</p><p>Proposed key steps within {budget:.0%} of the MACs: {list(proposal)}</p>"
-        )
-        out = out or Path("inspect.html")
-        temporary = out.with_name(f".{out.name}.new")
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(out)
+        listed = ", ".join(map(str, proposal))
+        body = page.figure(draw(changes)) + f"<p>Key steps proposed within {budget:.0%} of the MACs: {listed}</p>"
+        written = page.write(out or Path("inspect.html"), page.page("How features change while sampling", body))
         report = {f"change_{name}": float(values[1:].mean()) for name, values in changes.items()}
-        return Result(out, {**report, "proposed_keys": ",".join(map(str, proposal))})
+        return Result(written, {**report, "proposed_keys": listed})
 
     def feature_changes(self, count: int = 16) -> dict[str, Float[Tensor, " t"]]:
-        """Per block, the mean squared change of its output against the step before, over the sampler's steps (t).
-
-        Each block is scaled by its mean square over all steps, so that blocks compare; means over elements and images.
-        """
-        names = {f"encoder {i + 1}": f"down_blocks.{i}" for i in range(len(self.unet.down_blocks))}
-        names |= {"middle": "mid_block"}
-        names |= {f"decoder {i + 1}": f"up_blocks.{i}" for i in range(len(self.unet.up_blocks))}
-        seen: dict[str, list[Tensor]] = {name: [] for name in names}
-
-        def keep(name: str) -> Any:
-            def hook(module: nn.Module, args: Any, output: Any) -> None:
-                seen[name].append(output[0] if isinstance(output, tuple) else output)
-
-            return hook
-
-        hooks = [self.unet.get_submodule(path).register_forward_hook(keep(name)) for name, path in names.items()]
+        """Change of every block's features over a sampling of `count` images; see `encyclo.metrics.feature_change`."""
         noise, labels = self.noise_and_labels(count, seed=99)
-        try:
-            scheduler = self.config.noise.sampler(self.config.sampler)
-            told = labels.to(self.device) if self.config.classes else None
-            sample(self.unet, scheduler, noise.to(self.device), steps=self.config.steps, labels=told)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        changes = {}
-        for name, outputs in seen.items():
-            stacked = torch.stack([o.float().cpu() for o in outputs])
-            steps = (stacked[1:] - stacked[:-1]).square().flatten(1).mean(1) / stacked.square().mean()
-            changes[name] = torch.cat([torch.zeros(1), steps])
-        return changes
+        return feature_changes(self.unet, lambda: self.draw(noise, labels, None))
 
     def propose_keys(self, changes: Mapping[str, Tensor], budget: float) -> tuple[int, ...]:
-        """Key steps that split the accumulated change of the encoder evenly, as many as the budget allows (assumed)."""
-        full, lean = self._macs(None), self._macs(Propagation(keys=(0,), mode="serial", alpha=0.0))
-        each = (full - lean) / max(self.config.steps - 1, 1)
-        count = 1 + max(0, min(self.config.steps - 1, int((budget * full - lean) / each)))
-        total = torch.stack([v for n, v in changes.items() if not n.startswith("decoder")]).mean(0).cumsum(0)
-        targets = torch.linspace(0, float(total[-1]), count + 1)[:-1]
-        return tuple(sorted({0, *torch.searchsorted(total, targets).clamp(max=self.config.steps - 1).tolist()}))
-
-
-def change_picture(changes: Mapping[str, Tensor], name: str = "change", docs: bool = False) -> Picture:
-    """The curves of `feature_changes`."""
-    made, axis = picture.figure()
-    for label, values in changes.items():
-        style = "-" if label.startswith("decoder") else "--" if label == "middle" else ":"
-        axis.plot(range(1, len(values)), values[1:], style, label=label, linewidth=1.6)
-    axis.set_yscale("log")
-    axis.set_xlabel("sampler step (from noise to image)")
-    axis.set_ylabel("relative change of features")
-    axis.legend(frameon=False, fontsize=8, ncol=2)
-    return picture.from_figure(
-        made,
-        name,
-        "How much each block's output changes from one step to the next: dotted the encoder, solid the decoder.",
-        docs=docs,
-    )
+        """Key steps at equal accumulated change of the encoder, as many as `budget` (share of all MACs) allows."""
+        encoder, decoder = self.call_macs()
+        affordable = int((budget * (encoder + decoder) - decoder) * self.config.steps / encoder)
+        return evenly_spaced(changes, max(1, min(self.config.steps, affordable)))
 
 
 # -- the experiment ---------------------------------------------------------------------------------------------------
@@ -384,8 +289,9 @@ def change_picture(changes: Mapping[str, Tensor], name: str = "change", docs: bo
 def _fewer(config: FasterDiffusion.Config) -> int:
     """Steps of a plain sampler that cost the MACs of the accelerated one, counted on the network itself."""
     with torch.no_grad():
-        probe = FasterDiffusion(config)
-        return max(1, round(config.steps * probe._macs(config.propagation) / probe._macs(None)))
+        encoder, decoder = FasterDiffusion(config).call_macs()
+    keys = len(key_steps(config.propagation.keys, config.steps))
+    return max(1, round((keys * encoder + config.steps * decoder) / (encoder + decoder)))
 
 
 def _compare(trial: Trial) -> dict[str, dict[str, float]]:
@@ -422,7 +328,7 @@ def _compare(trial: Trial) -> dict[str, dict[str, float]]:
             len(key_steps(arms[ours].config.propagation.keys, arms[ours].config.steps)),
         )
         skipped = 1 - keys / steps
-        macs = 1 - trial.metrics[ours]["macs_per_image"] / trial.metrics[theirs]["macs_per_image"]
+        macs = 1 - arms[ours].counted_macs(arms[ours].config.propagation) / arms[theirs].counted_macs(None)
         saved = 1 - seconds[ours] / seconds[theirs]
         told[ours] |= {
             "macs_saved": macs * 100,
@@ -433,21 +339,15 @@ def _compare(trial: Trial) -> dict[str, dict[str, float]]:
             "time_over_bound": saved / (skipped * encoder["seconds"]),
         }
     changes = full.feature_changes(16)
-    told["full"]["encoder_change"] = _mean_change(changes, "encoder")
-    told["full"]["decoder_change"] = _mean_change(changes, "decoder")
+    told["full"]["encoder_change"] = mean_change(changes, "encoder")
+    told["full"]["decoder_change"] = mean_change(changes, "decoder")
     told["full"]["encoder_time_share"] = encoder["seconds"] * 100
     told["full"]["encoder_macs_share"] = encoder["macs"] * 100
     return told
 
 
-def _mean_change(changes: Mapping[str, Tensor], half: str) -> float:
-    return float(torch.stack([v[1:].mean() for n, v in changes.items() if n.startswith(half)]).mean())
-
-
 def _encoder_share(system: FasterDiffusion) -> dict[str, float]:
     """The encoder half's share of a network call, in MACs and in seconds."""
-    from encyclo.nn.split_unet import SplitUNet
-
     noise, labels = system.noise_and_labels(min(64, system.config.samples), seed=5)
     noise = noise.to(system.device)
     told = {"class_labels": labels.to(system.device)} if system.config.classes else {}
@@ -457,11 +357,8 @@ def _encoder_share(system: FasterDiffusion) -> dict[str, float]:
         "whole": lambda: system.unet(noise, 500, return_dict=False, **told),
     }
     taken = interleaved(arms, rounds=7, warm_up=2)
-    counted = {name: flops(call) for name, call in arms.items()}
-    return {
-        "seconds": taken["encoder"] / taken["whole"],
-        "macs": counted["encoder"] / counted["whole"],
-    }
+    encoder, decoder = system.call_macs()
+    return {"seconds": taken["encoder"] / taken["whole"], "macs": encoder / (encoder + decoder)}
 
 
 def _pictures(trial: Trial) -> list[Picture]:
@@ -479,12 +376,12 @@ def _pictures(trial: Trial) -> list[Picture]:
             system = trial.systems[name]
             assert isinstance(system, FasterDiffusion)
             with torch.no_grad():
-                rows[title] = system.unfold(system.draw(noise, labels, system.config.propagation)[0])
+                rows[title] = unfold(system.draw(noise, labels, system.config.propagation)[0], system.config.fold)
     with torch.no_grad():
         changes = full.feature_changes(16)
     return [
         picture.grid(rows, "samples", "The same noise and classes, sampled in four ways.", scale=2, docs=True),
-        change_picture(changes, docs=True),
+        draw(changes, docs=True),
     ]
 
 

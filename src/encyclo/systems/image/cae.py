@@ -515,9 +515,8 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise InputError(f"'{path}' is no readable checkpoint ({str(error).splitlines()[0]})") from None
     except Exception as error:  # the restricted unpickler's own errors
-        raise InputError(
-            f"'{path}' holds more than tensors ({type(error).__name__}): convert it to .safetensors"
-        ) from None
+        kind = type(error).__name__
+        raise InputError(f"'{path}' is no checkpoint of tensors alone ({kind}): convert it to .safetensors") from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict):
         raise InputError(f"'{path}' holds no weights by name")

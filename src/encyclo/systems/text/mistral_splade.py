@@ -625,7 +625,7 @@ class BM25(System):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.numbers: Tensor
-        self.register_buffer("numbers", torch.tensor([1.2, 0.75]))
+        self.register_buffer("numbers", torch.tensor([1.2, 0.75], dtype=torch.float64))
         self.ranked: dict[str, Tensor] = {}
 
     def _ask(self, task: RetrievalTask, k1: float, b: float) -> Hits:
@@ -636,7 +636,7 @@ class BM25(System):
         task = _task(data.train, self.config.queries, self.config.documents)
         grid = [(k1, b) for k1 in self.config.k1 for b in self.config.b]
         scores = [_judge(self._ask(task, k1, b), task)[1]["ndcg@10"] for k1, b in grid]
-        self.numbers.copy_(torch.tensor(grid[scores.index(max(scores))]))
+        self.numbers.copy_(torch.tensor(grid[scores.index(max(scores))], dtype=torch.float64))
 
     def evaluate(self, data: "Splits") -> dict[str, float]:
         """nDCG@10 and MRR@10 on the tasks of every arm."""

@@ -1,0 +1,125 @@
+"""What established lossless codecs need for a set of small images: one file an image, or all as one sheet."""
+
+import io
+import lzma
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["CodecResult", "codec_results", "codecs"]
+
+WEBP_SIDE = 16383
+"""Longest side of a WebP file."""
+
+Pixels = ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class CodecResult:
+    """What a codec made of a set of images, verified by decoding."""
+
+    each_bits: int
+    """Sum of the sizes of one file an image, headers included."""
+    sheet_bits: int
+    """Size of one file that holds all images: one column of them or a near square, whichever is smaller."""
+    seconds: float
+    """To encode the files of one image each."""
+
+
+Encode = Callable[[Pixels], bytes]
+Decode = Callable[[bytes], Pixels]
+
+
+def codecs() -> dict[str, tuple[Encode, Decode]]:
+    """Encoders and decoders of [h, w] or [h, w, 3] uint8 arrays by name, those whose libraries are installed.
+
+    png (Pillow, optimised), webp (lossless, method 6), xz (preset 9e on the raw bytes) and, with imagecodecs, jxl-7 and
+    jxl-9 (JPEG XL by effort).
+    """
+    found: dict[str, tuple[Encode, Decode]] = {
+        "png": (lambda a: _pillow(a, "PNG", optimize=True), _unpillow),
+        "webp": (lambda a: _pillow(a, "WEBP", lossless=True, quality=100, method=6, exact=True), _unpillow),
+    }
+    try:
+        import imagecodecs
+    except ImportError:
+        return found
+    if imagecodecs.JPEGXL.available:
+        for effort in (7, 9):
+            found[f"jxl-{effort}"] = (
+                lambda a, e=effort: bytes(imagecodecs.jpegxl_encode(a, lossless=True, effort=e)),  # type: ignore[misc]
+                lambda blob: np.asarray(imagecodecs.jpegxl_decode(blob)),
+            )
+    return found
+
+
+def codec_results(images: UInt8[Tensor, "n c h w"]) -> dict[str, CodecResult]:
+    """Each codec's lengths for a set of images.
+
+    Raises:
+        RuntimeError: where a codec did not give the images back (it was not lossless).
+    """
+    arrays = [image.permute(1, 2, 0).squeeze(-1).contiguous().numpy() for image in images.cpu()]
+    sheets = [_sheet(arrays, columns) for columns in {_least_columns(arrays), _square_columns(arrays)}]
+    out = {}
+    for name, (encode, decode) in codecs().items():
+        began = time.perf_counter()
+        files = [encode(array) for array in arrays]
+        seconds = time.perf_counter() - began
+        for array, blob in zip(arrays[:8], files[:8], strict=True):
+            _verify(name, array, decode(blob))
+        packed = [encode(sheet) for sheet in sheets]
+        _verify(name, sheets[0], decode(packed[0]))
+        out[name] = CodecResult(8 * sum(map(len, files)), 8 * min(map(len, packed)), seconds)
+    began = time.perf_counter()
+    files = [_xz(array.tobytes()) for array in arrays]
+    seconds = time.perf_counter() - began
+    raw = b"".join(array.tobytes() for array in arrays)
+    out["xz"] = CodecResult(8 * sum(map(len, files)), 8 * len(_xz(raw)), seconds)
+    return out
+
+
+def _xz(raw: bytes) -> bytes:
+    return lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)
+
+
+def _least_columns(arrays: list[Pixels]) -> int:
+    """One column, or as many as the longest side of a WebP file asks for."""
+    return max(1, math.ceil(len(arrays) * arrays[0].shape[0] / WEBP_SIDE))
+
+
+def _square_columns(arrays: list[Pixels]) -> int:
+    height, width = arrays[0].shape[:2]
+    return max(_least_columns(arrays), round(math.sqrt(len(arrays) * height / width)))
+
+
+def _sheet(arrays: list[Pixels], columns: int) -> Pixels:
+    rows = math.ceil(len(arrays) / columns)
+    blank = [np.zeros_like(arrays[0])] * (rows * columns - len(arrays))
+    tiles = [*arrays, *blank]
+    return np.concatenate([np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)], axis=0)
+
+
+def _pillow(array: Pixels, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, format=format, **options)
+    return out.getvalue()
+
+
+def _unpillow(blob: bytes) -> Pixels:
+    return np.asarray(Image.open(io.BytesIO(blob)))
+
+
+def _verify(name: str, wanted: Pixels, got: Pixels) -> None:
+    if got.ndim > wanted.ndim:  # WebP knows no grey: it stores three equal channels
+        got = got[..., 0]
+    if not np.array_equal(wanted, got):
+        raise RuntimeError(f"{name} did not give back what it was given")
