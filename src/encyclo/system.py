@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -148,7 +149,10 @@ class System(Part):
         kind = _saved_class(described, folder)
         if not issubclass(kind, cls):
             raise InputError(f"{folder} holds a {kind.__name__}, not a {cls.__name__}")
-        config = kind.Config.model_validate(described["config"])
+        try:
+            config = kind.Config.model_validate(described["config"])
+        except ValidationError as error:
+            raise InputError(f"{folder / CONFIG_FILE} does not fit this version: {_first(error)}") from None
         with torch.no_grad():
             system = config.build()
             names = described.get("assets", [])
@@ -221,6 +225,11 @@ def _saved_class(described: Mapping[str, Any], folder: Path) -> type[System]:
     if name not in known:
         raise InputError(f"{folder}: '{described['system']}' has no class '{name}' in this version of encyclo")
     return known[name]
+
+
+def _first(error: ValidationError) -> str:
+    told = error.errors()[0]
+    return f"{'.'.join(map(str, told['loc']))}: {told['msg']}"
 
 
 def _sync(path: Path) -> None:

@@ -60,7 +60,11 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
     ],
 )
 def test_bad_usage_is_one_line_and_status_2(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     status, out, err = told(capsys, *words)

@@ -47,7 +47,9 @@ def test_voiced_frames_find_the_vowel_between_silence_and_noise() -> None:
     silence, noise = torch.zeros(8000), 0.1 * torch.randn(8000)
     voiced = voiced_frames(torch.cat([silence, vowel(), noise]), 8000)
     assert voiced.numel() == 300
-    assert not voiced[:90].any() and voiced[105:195].all() and float(voiced[210:].float().mean()) < 0.2
+    assert not voiced[:90].any()
+    assert voiced[105:195].all()
+    assert float(voiced[210:].float().mean()) < 0.2
     assert not voiced_frames(silence, 8000).any()
 
 
@@ -76,7 +78,8 @@ def test_stoi_and_pesq_rank_a_clean_copy_above_a_noisy_one() -> None:
 def test_codebook_figures() -> None:
     codes = torch.stack([torch.arange(64) % 8, torch.zeros(64, dtype=torch.long)], -1)
     counts = code_counts(codes, 16)
-    assert counts.sum(-1).tolist() == [64, 64] and counts[1, 0] == 64
+    assert counts.sum(-1).tolist() == [64, 64]
+    assert counts[1, 0] == 64
     torch.testing.assert_close(entropy_bits(counts), torch.tensor([3.0, 0.0]))
     torch.testing.assert_close(perplexity(counts), torch.tensor([8.0, 1.0]))
     torch.testing.assert_close(used_share(counts), torch.tensor([0.5, 1 / 16]))

@@ -73,16 +73,19 @@ def test_the_encoder_normalises_inside_the_sum_largest_kernel_first() -> None:
     h = encoder.downs[0](F.leaky_relu(encoder.first(wave), 0.1))
     blocks, norms = encoder.blocks[0], encoder.norms[0]
     assert [b.plain[0].kernel_size[0] for b in blocks] == [7, 3]
-    assert norms[0].num_groups == 16 // 8 and norms[0].eps == 1e-6
+    assert norms[0].num_groups == 16 // 8
+    assert norms[0].eps == 1e-6
     total = norms[1](norms[0](blocks[0](h)) + blocks[1](h))
     torch.testing.assert_close(encoder(wave), encoder.last(F.leaky_relu(total / 2, 0.01)))
 
 
 def test_the_last_convolution_of_the_encoder_carries_no_weight_norm() -> None:
     encoder = put_weight_norm(HifiganEncoder.Config(channels=8, **NARROW).build(dim=4))
-    assert not is_weight_normed(encoder.last) and is_weight_normed(encoder.first)
+    assert not is_weight_normed(encoder.last)
+    assert is_weight_normed(encoder.first)
     decoder = put_weight_norm(HifiganGenerator.Config(channels=32, **NARROW).build(dim=4))
-    assert is_weight_normed(decoder.last) and is_weight_normed(decoder.ups[0])
+    assert is_weight_normed(decoder.last)
+    assert is_weight_normed(decoder.ups[0])
 
 
 def test_weight_norm_changes_nothing_and_folds_back() -> None:

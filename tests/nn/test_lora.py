@@ -54,6 +54,15 @@ def test_only_adapters_are_trained():
     assert parameter_count(model, trainable=True) == 3 * 2 * ((16 + 16) * 2 + (16 + 8) * 2)
 
 
+def test_adapters_of_a_half_precision_model_are_float32():
+    model = small().bfloat16()
+    add_lora(model, Lora(rank=2))
+    assert {value.dtype for value in lora_state(model).values()} == {torch.float32}
+    logits = model(input_ids=torch.randint(0, 50, (2, 5))).logits
+    assert logits.dtype == torch.bfloat16
+    logits.float().sum().backward()
+
+
 def test_alpha_over_rank_scales_the_change():
     model = small()
     (name,) = add_lora(model, Lora(rank=2, alpha=8, targets=("up_proj",), layers=1))

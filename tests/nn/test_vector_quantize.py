@@ -65,7 +65,8 @@ def test_equals_the_definition_written_out(levels: int, groups: int, count: int)
     assert torch.equal(made.codes, codes)  # level 1 group 1..G, level 2 group 1..G
     torch.testing.assert_close(made.values, values)
     assert torch.equal(quantizer.decode(made.codes), made.values)
-    assert made.codes.shape == (count, levels * groups) and made.values.shape == (count, 8)
+    assert made.codes.shape == (count, levels * groups)
+    assert made.values.shape == (count, 8)
 
 
 def test_one_group_is_residual_vq_and_one_level_is_product_vq() -> None:
@@ -264,7 +265,9 @@ def test_builds_on_meta_and_is_materialised() -> None:
 def test_no_quantiser_lets_everything_through() -> None:
     z = torch.randn(2, 3, 4)
     made = NoQuantize.Config().build(dim=4)(z)
-    assert made.values is z and made.codes.shape == (2, 3, 0) and float(made.loss) == 0
+    assert made.values is z
+    assert made.codes.shape == (2, 3, 0)
+    assert float(made.loss) == 0
 
 
 def test_a_width_that_cannot_be_cut_is_refused() -> None:

@@ -35,7 +35,8 @@ def test_one_verdict_per_sub_discriminator(samples: int) -> None:
     verdicts = TINY.build()(torch.randn(2, 1, samples))
     assert len(verdicts) == 2 + 3 + 2
     for verdict in verdicts:
-        assert verdict.score.shape[0] == 2 and verdict.features
+        assert verdict.score.shape[0] == 2
+        assert verdict.features
         assert torch.isfinite(verdict.score).all()
 
 

@@ -22,7 +22,8 @@ def test_segments_are_cut_out_of_the_recordings_by_the_given_generator() -> None
     assert torch.equal(one, RandomSegments(8000, 100, generator=torch.Generator().manual_seed(1))(rows))
     assert not torch.equal(one, cut(rows))
     torch.testing.assert_close(one[0].diff(), torch.full((99,), 1.8 / 999), atol=1e-4, rtol=0)
-    assert (one[2, 50:] == 0).all() and one[2, 0] == pytest.approx(-0.9, abs=1e-3)
+    assert (one[2, 50:] == 0).all()
+    assert one[2, 0] == pytest.approx(-0.9, abs=1e-3)
 
 
 def test_of_several_channels_one_is_drawn() -> None:
@@ -57,4 +58,5 @@ def test_pieces_tile_the_whole_and_read_their_context(length: int, size: int, co
     cut = list(pieces(length, size, context))
     assert [i for p in cut for i in range(p.begin, p.end)] == list(range(length))
     for p in cut:
-        assert p.low == max(0, p.begin - context) and p.high == min(length, p.end + context)
+        assert p.low == max(0, p.begin - context)
+        assert p.high == min(length, p.end + context)

@@ -1,8 +1,12 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from encyclo.training import SGD, AdamW, Loss, Schedule, Trainer, TrainingConfig
+from encyclo.training.optimiser import build
 from encyclo.training.schedule import factor
 
 STEPS = 40
@@ -94,3 +98,40 @@ def test_the_rate_of_each_step_is_in_the_curves():
     history = Trainer(device="cpu").fit(model, lambda b: Loss(model(b[0]).mean() * 0), [batch()], config)
     rates = [value for _, _, value in history.curves["lr"]]
     assert rates == pytest.approx([2 * factor(schedule, step / 10) for step in range(10)])
+
+
+def test_a_parameter_without_gradients_in_some_steps_is_left_alone_in_them():
+    def run(make) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        layers = [nn.Linear(3, 3, bias=False) for _ in range(2)]
+        optimiser = make([layer.weight for layer in layers])
+        for step in range(6):
+            optimiser.zero_grad()
+            for layer in layers[: 1 + step % 2]:
+                layer(torch.ones(2, 3)).square().mean().backward()
+            optimiser.step()
+        return [layer.weight.detach() for layer in layers]
+
+    close(
+        run(lambda p: build(AdamW(lr=0.1, weight_decay=0.2), p)),
+        run(lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.2)),
+    )
+    for momentum in (0.0, 0.9):
+        close(
+            run(lambda p, m=momentum: build(SGD(lr=0.1, momentum=m), p)),
+            run(lambda p, m=momentum: torch.optim.SGD(p, lr=0.1, momentum=m)),
+        )
+
+
+def test_the_compiler_is_not_imported():
+    """Importing it takes seconds, at the start of every training."""
+    code = """
+import sys, torch
+from encyclo.training import SGD, AdamW, Loss, Trainer, TrainingConfig
+model = torch.nn.Linear(2, 1)
+for name, kind in (("a", AdamW()), ("b", SGD())):
+    config = TrainingConfig(steps=2, optimiser=kind, clip=1.0, ema=0.9, precision="bf16")
+    Trainer(device="cpu").fit(model, lambda b: Loss(model(b).mean()), [torch.ones(2, 2)], config, stage=name)
+assert not {"torch._dynamo", "torch.distributed.tensor", "accelerate"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -43,7 +43,9 @@ def deb(package: str, version: str) -> Path:
         fetch = ["apt-get", "download", "-qq", *as_root, f"{package}={version}"]
         if subprocess.run(fetch, cwd=work, check=False).returncode:
             _run("apt-get", "update", "-qq")
-            _run(*fetch, cwd=work)
+            if subprocess.run(fetch, cwd=work, check=False).returncode:
+                there = _run("apt-cache", "policy", package)
+                raise SystemExit(f"the archive has no {package}={version}; change VERSION in the script:\n{there}")
         file = next(work.glob("*.deb"))
         _run("dpkg", "-x", str(file), str(work / "content"))
         (work / "content").rename(folder)

@@ -99,13 +99,12 @@ def main() -> None:
         "prompts",
         views=("audio",),
         tables={(): tables},
-        hub_licence="cc-by-sa-3.0",
+        hub_licence="[cc-by-sa-3.0, cc-by-3.0]",
         tasks=("automatic-speech-recognition", "text-to-speech", "audio-classification"),
         languages=LANGUAGES,
         title="Telephone prompts in five languages",
-        description=f"The core sounds of the telephone exchange Asterisk, {seconds / 60:.0f} minutes of speech by"
-        f" one voice for"
-        " each language (English, Mexican Spanish, Canadian French, Italian, Russian), 16 kHz mono, with transcripts."
+        description=f"The core sounds of the telephone exchange Asterisk, {seconds / 60:.0f} minutes of speech in"
+        " all, one voice for each language (English, Mexican Spanish, Canadian French, Italian, Russian), 16 kHz mono, with transcripts."
         " `name` is the prompt's name, the same in all languages, which stand in the same split; `language` lets one"
         " be held"
         " out.",

@@ -253,7 +253,7 @@ def main() -> None:
         "pydocs",
         views=("text", "pair"),
         tables=tables,
-        hub_licence="psfl",
+        hub_licence="other",
         tasks=("text-generation", "text-retrieval"),
         languages=("en",),
         texts={"LICENSE.txt": copyright_file.read_text(encoding="utf-8")},

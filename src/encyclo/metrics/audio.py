@@ -148,6 +148,8 @@ def pesq(
         from pesq import pesq as measure
     except ImportError:
         raise InputError("PESQ needs the package pesq: pip install pesq") from None
+    if not real.any() or not fake.any():
+        return float("nan")
     pair = [real.cpu().float().numpy(), fake.cpu().float().numpy()]
     if rate not in (8000, 16000):
         import soxr

@@ -55,6 +55,9 @@ def add_lora(model: Any, lora: Lora) -> list[str]:
         fan_in_fan_out=any(type(model.get_submodule(name)).__name__ == "Conv1D" for name in chosen),
     )
     inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:  # small steps would be lost in the frozen weights' bfloat16
+            parameter.data = parameter.data.float()
     return chosen
 
 

@@ -25,7 +25,7 @@ def cut_passages(text: str, *, words: int = 80) -> list[tuple[int, int]]:
     ]
     joined: list[tuple[int, int, int]] = []
     for start, end, count in pieces:
-        if joined and joined[-1][2] < words // 4 and joined[-1][2] + count <= words:
+        if joined and joined[-1][2] < min(words // 4, 12) and joined[-1][2] + count <= words:
             first, _, before = joined.pop()
             joined.append((first, end, before + count))
         else:

@@ -4,6 +4,7 @@ A system of the audio wing derives from `AudioCodec`, gives encoder, quantiser a
 """
 
 import html
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from encyclo.picture import Picture, figure, from_figure
 from encyclo.system import System, SystemConfig
 from encyclo.tokens import container
 from encyclo.tokens.entropy import RangeReader, RangeWriter
+from encyclo.tokens.mel import magnitude_spectrogram
 from encyclo.tokens.waveform import pad_to_multiple, pieces
 from encyclo.verbs import Result
 
@@ -373,7 +375,7 @@ class AudioCodec(System):
 
         Args:
             audio: any rate and number of channels.
-            out: a folder for original.wav (at the codec's rate), reconstruction.wav, spectrograms.svg and metrics.json;
+            out: a folder for original.wav (at the codec's rate), reconstruction.wav, spectrograms.png and metrics.json;
                 without it the reconstruction alone is the result.
         """
         wave, notes = self._prepared(audio)
@@ -385,11 +387,12 @@ class AudioCodec(System):
             return Result(Audio(made, self.config.rate, audio.name), metrics, notes)
         if out.exists() and not out.is_dir():
             raise InputError(f"'{out}' is a file: give a folder")
-        picture = spectrograms({"original": wave[0], "reconstruction": made[0]}, self.config.rate, "spectrograms", "")
+        shown = {"original": wave[0], "reconstruction": made[0]}
+        picture = spectrograms(shown, self.config.rate, "spectrograms", "", kind="png")
         files = {
             "original.wav": encode_audio(Audio(wave, self.config.rate), ".wav"),
             "reconstruction.wav": encode_audio(Audio(made, self.config.rate), ".wav"),
-            "spectrograms.svg": picture.content,
+            "spectrograms.png": picture.content,
             "metrics.json": json.dumps(metrics, indent=1).encode() + b"\n",
         }
         out.mkdir(parents=True, exist_ok=True)
@@ -552,34 +555,42 @@ class AudioCodec(System):
 
 
 def spectrograms(
-    waves: Mapping[str, Float[Tensor, " _"]], rate: int, name: str, caption: str, *, docs: bool = False
+    waves: Mapping[str, Float[Tensor, " _"]],
+    rate: int,
+    name: str,
+    caption: str,
+    *,
+    kind: Literal["webp", "png"] = "webp",
+    docs: bool = False,
 ) -> Picture:
     """Log-magnitude spectrograms of several waves, one above the other on one scale (dB under the loudest)."""
-    from encyclo.tokens.mel import magnitude_spectrogram
+    from PIL import Image
 
-    made, axes = figure(7.0, 1.0 + 1.35 * len(waves), rows=len(waves))
+    made, axes = figure(7.0, 0.9 + 1.3 * len(waves), rows=len(waves))
     grid = list(axes.flat) if len(waves) > 1 else [axes]
-    hop = max(1, rate // 200)
-    size = 1 << round(math.log2(rate * 0.032))
+    hop, size = max(1, rate // 200), 1 << round(math.log2(rate * 0.032))
+    window = torch.hann_window(size)
     shown = {
-        label: 20 * magnitude_spectrogram(wave.cpu(), size, hop, torch.hann_window(size)).clamp(min=1e-5).log10()
+        label: 20 * magnitude_spectrogram(wave.cpu(), size, hop, window).clamp(min=1e-5).log10()
         for label, wave in waves.items()
     }
     top = max(float(values.max()) for values in shown.values())
     for axis, (label, values) in zip(grid, shown.items(), strict=True):
         axis.grid(False)
         extent = (0, values.shape[1] * hop / rate, 0, rate / 2000)
-        drawn = axis.imshow(
-            values.numpy(), origin="lower", aspect="auto", extent=extent, vmin=top - 70, vmax=top, cmap="magma"
-        )
+        look = {"origin": "lower", "aspect": "auto", "vmin": top - 70, "vmax": top, "cmap": "magma"}
+        drawn = axis.imshow(values.numpy(), extent=extent, **look)
         axis.set_ylabel("kHz", fontsize=8)
         axis.set_title(label, fontsize=9, loc="left", pad=2)
         if axis is not grid[-1]:
             axis.set_xticklabels([])
     grid[-1].set_xlabel("seconds", fontsize=8)
-    bar = made.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01)
-    bar.set_label("dB", fontsize=8)
-    return from_figure(made, name, caption, docs=docs)
+    made.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01).set_label("dB", fontsize=8)
+    raw, out = io.BytesIO(), io.BytesIO()
+    made.savefig(raw, format="png", dpi=120, metadata={"Software": None})
+    # a spectrogram is all noise and texture, which vector graphics would store as an uncompressed picture
+    Image.open(raw).convert("RGB").save(out, format=kind.upper(), quality=82, method=6)
+    return Picture(name, caption, kind, out.getvalue(), docs)
 
 
 def codebook_picture(

@@ -3,6 +3,7 @@
 A system of the image wing derives from `ImageEncoder`, gives its encoder and its training, and has these verbs.
 """
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -98,9 +100,17 @@ class ImageEncoder(System):
         return self._decode([item for item in items if isinstance(item, Path)], notes)
 
     def _decode(self, column: Sequence[bytes | Path], notes: list[str] | None) -> UInt8[Tensor, "n c h w"]:
-        if self.config.encoder.channels == 1:
-            return to_tensor(column, self.size, "L", notes=notes)
-        return to_tensor(column, self.size, "RGB", notes=notes)
+        if self.config.encoder.channels != 1:
+            return to_tensor(column, self.size, "RGB", notes=notes)
+        pixels = to_tensor(column, self.size, "L", notes=notes)
+        coloured = sum(_coloured(item) for item in column)
+        if coloured:
+            note = f"{coloured} of {len(column)} coloured pictures read in grey (encoder.channels=1)"
+            if notes is None:
+                logger.warning(note)
+            else:
+                notes.append(note)
+        return pixels
 
     def pictures_of(self, rows: Any, peak: int = 255) -> UInt8[Tensor, "n c h w"]:
         """A split's pictures, decoded; values stretched so that white is 255. Not to be changed in place."""
@@ -374,6 +384,12 @@ def labels_of(labels: Sequence[Any]) -> list[str]:
     """The names of the classes, sorted (numbers by value)."""
     names = {str(label) for label in labels}
     return sorted(names, key=lambda name: (0, int(name), "") if name.isdigit() else (1, 0, name))
+
+
+def _coloured(picture: bytes | Path) -> bool:
+    """Whether a picture's file can hold colours; reads its header only."""
+    with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+        return opened.mode not in ("1", "L", "LA", "I", "F") and not opened.mode.startswith("I;")
 
 
 def _votes(

@@ -101,13 +101,13 @@ def read(path: Path, check: bool = True) -> dict[str, Any]:
         raise Damaged(f"{Path(error.filename).name} is missing") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise Damaged(str(error)) from None
-    state = lower(record, loose)
+    state = lower(record, {name: tensor.clone() for name, tensor in loose.items()})
     assert isinstance(state, dict)
     return state
 
 
 def tensors(path: Path, file: str) -> dict[str, Tensor]:
-    """One file of a checkpoint."""
+    """One file of a checkpoint; the tensors lie in the file itself, to be copied from."""
     return load_file(path / f"{file}.safetensors")
 
 

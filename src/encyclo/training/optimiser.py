@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from encyclo.training.averaging import local
 from encyclo.training.config import AdamW, Optimiser
 
 
@@ -20,9 +21,9 @@ def build(config: Optimiser, parameters: Iterable[nn.Parameter]) -> torch.optim.
     parameters = list(parameters)
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     if not isinstance(config, AdamW):
-        momentum = {"momentum": config.momentum, "nesterov": config.nesterov}
         groups = _groups(parameters, lambda p: config.weight_decay)
-        return (FusedSGD if fused else torch.optim.SGD)(groups, lr=config.lr, **momentum)
+        kind = FusedSGD if fused else torch.optim.SGD
+        return kind(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
     decay = config.weight_decay / config.lr if config.decay_by == "schedule" else config.weight_decay
     groups = _groups(parameters, lambda p: decay if p.ndim >= 2 or config.decay_vectors else 0.0)
     return (FusedAdamW if fused else torch.optim.AdamW)(groups, lr=config.lr, betas=config.betas, eps=config.eps)
@@ -59,11 +60,11 @@ class _Fused(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
-                self._update(group, parameters, [p.grad for p in parameters])
+                self._update(group, parameters)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in its profiler
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter], gradients: list[Any]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         raise NotImplementedError
 
 
@@ -73,7 +74,7 @@ class FusedAdamW(_Fused, torch.optim.AdamW):
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter], gradients: list[Any]) -> None:
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         states = [self.state[p] for p in parameters]
         for p, state in zip(parameters, states, strict=True):
             if not state:
@@ -83,10 +84,10 @@ class FusedAdamW(_Fused, torch.optim.AdamW):
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
-            parameters,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            _here(parameters),
+            _here([p.grad for p in parameters]),
+            _here([state["exp_avg"] for state in states]),
+            _here([state["exp_avg_sq"] for state in states]),
             [],
             steps,
             amsgrad=False,
@@ -105,27 +106,28 @@ class FusedSGD(_Fused, torch.optim.SGD):
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
 
-    def _update(self, group: dict[str, Any], parameters: list[nn.Parameter], gradients: list[Any]) -> None:
-        momentum = group["momentum"]
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        new = {p for p in parameters if not self.state[p]}
+        if group["momentum"]:
+            for p in new:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         for first in (True, False):  # a parameter's first gradient is its first momentum
-            chosen = [(p, g) for p, g in zip(parameters, gradients, strict=True) if (not self.state[p]) == first]
-            if not chosen:
-                continue
-            buffers: list[Tensor] = []
-            if momentum:
-                for p, _ in chosen:
-                    if first:
-                        self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    buffers.append(self.state[p]["momentum_buffer"])
-            torch._fused_sgd_(
-                [p for p, _ in chosen],
-                [gradient for _, gradient in chosen],
-                buffers,
-                weight_decay=group["weight_decay"],
-                momentum=momentum,
-                lr=group["lr"],
-                dampening=0.0,
-                nesterov=group["nesterov"],
-                maximize=False,
-                is_first_step=first,
-            )
+            chosen = [p for p in parameters if (p in new) == first]
+            if chosen:
+                torch._fused_sgd_(
+                    _here(chosen),
+                    _here([p.grad for p in chosen]),
+                    _here([self.state[p]["momentum_buffer"] for p in chosen]) if group["momentum"] else [],
+                    weight_decay=group["weight_decay"],
+                    momentum=group["momentum"],
+                    lr=group["lr"],
+                    dampening=0.0,
+                    nesterov=group["nesterov"],
+                    maximize=False,
+                    is_first_step=first,
+                )
+
+
+def _here(tensors: list[Any]) -> list[Tensor]:
+    """This process's shares: the kernels work element by element."""
+    return [local(tensor) for tensor in tensors] if hasattr(tensors[0], "to_local") else tensors

@@ -43,17 +43,17 @@ def restore(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], path: Path)
             " or start in another folder"
         )
     for name, tensor in own.items():
-        tensor.copy_(like(stored[name], tensor))
+        tensor.copy_(like(stored[name], tensor) if hasattr(tensor, "device_mesh") else stored[name])
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor, sharded as `pattern` is, where it is; one of another shape (a counter) as it stands."""
+    """A copy of a whole tensor, sharded as `pattern` is, where it is; one of another shape (a counter) stays whole."""
     if hasattr(pattern, "device_mesh") and tensor.shape == pattern.shape:
         from torch.distributed.tensor import distribute_tensor
 
         sharded: Any = pattern
         return distribute_tensor(tensor.to(pattern.device), sharded.device_mesh, sharded.placements)
-    return tensor
+    return tensor.clone()
 
 
 def differences(now: Any, then: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

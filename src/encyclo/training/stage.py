@@ -491,6 +491,7 @@ class Stage:
             self._start_average([name for names in state["trained"].values() for name in names])
             self._resume_average()
             self._resume_random()
+            self._resumed = None
         return bool(state["finished"])
 
     def resume_progress(self) -> None:
@@ -510,6 +511,7 @@ class Stage:
         self._resume_average()
         self.stream.load_state_dict(state["stream"])
         self._resume_random()
+        self._resumed = None
         self.run.say(f"stage '{self.task.stage}' goes on from step {self.step} ({self._path})")
 
     def _resume_average(self) -> None:

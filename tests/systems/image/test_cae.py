@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from encyclo.systems.image.cae import CAE, MAE, experiment, from_published, path
 from encyclo.tokens.image_codebook import KMeansCodebook
 from systems.contract import SystemContract
 
+STORED = Path(__file__).with_suffix("").with_name("cae.json")
 BLOCKS = {"heads": 2, "bias": "qv", "layer_scale": 0.1}
 
 
@@ -173,6 +175,34 @@ def test_the_rival_hides_the_same_and_predicts_pixels() -> None:
     other = mae.decoder(mae.encoder(mae.prepared(paint(pixels, hidden, 2, 255)), visible), order)
     torch.testing.assert_close(one, other)
     assert bool(torch.isfinite(mae.loss(pixels).value))
+
+
+def numbers() -> dict[str, list[float]]:
+    """A few numbers of a tiny system on fixed pictures, before and after three steps."""
+    system, pixels = tiny(), images(8)
+    before = system.encode(list(pixels[:2])).value[:, :4].flatten().tolist()
+    optimiser = torch.optim.SGD(system.parameters(), lr=0.05)
+    torch.manual_seed(5)
+    losses = []
+    system.train()
+    for _ in range(3):
+        optimiser.zero_grad()
+        loss = system.loss(pixels).value
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    return {
+        "losses": losses,
+        "before": before,
+        "after": system.encode(list(pixels[:2])).value[:, :4].flatten().tolist(),
+    }
+
+
+def test_stored_numbers_come_out_again() -> None:
+    """Catches a drift of the arithmetic; `python tests/systems/image/test_cae.py` writes the file anew."""
+    stored = json.loads(STORED.read_text())
+    for name, values in numbers().items():
+        assert values == pytest.approx(stored[name], rel=1e-3, abs=1e-4), name
 
 
 # -- published sizes and weights ---------------------------------------------------------------------------------------
@@ -359,3 +389,7 @@ class TestContract(SystemContract):
         opened.inspect([given["folder"]], out=tmp_path / "page.html")
         assert (tmp_path / "sheet.png").stat().st_size > 100
         assert "latent bypass" in (tmp_path / "page.html").read_text()
+
+
+if __name__ == "__main__":
+    STORED.write_text(json.dumps(numbers(), indent=1) + "\n")

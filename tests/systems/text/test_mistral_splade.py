@@ -203,6 +203,18 @@ def test_remembered_states_change_nothing(decoder):
         assert torch.allclose(value, grads[1][name], atol=1e-4), name
 
 
+def test_checkpointing_changes_no_gradient(decoder):
+    batch = {"query": ["red dog", "cat eats"], "document": ["dog runs fast", "cat"]}
+    grads = []
+    for checkpointing in (False, True):
+        system = shaken(made(decoder, checkpointing=checkpointing)).train()
+        system.loss(batch).value.backward()
+        grads.append({n: p.grad for n, p in system.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, value in grads[0].items():
+        assert torch.allclose(value, grads[1][name], atol=1e-4), name
+
+
 def test_offsets_can_start_at_what_is_usual(decoder, pairs):
     from encyclo.data import load
     from encyclo.training import Trainer

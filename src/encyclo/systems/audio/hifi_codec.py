@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -73,8 +72,17 @@ class Objective(Config):
     relative_features: bool = Field(False, description="divide each feature's distance by its mean size (EnCodec)")
     mel: MelLoss.Config = MelLoss.Config()
     wave: float = Field(0.0, ge=0, description="mean |x - y|; the code has no such term")
+    wave_square: float = Field(0.0, ge=0, description="mean (x - y)^2; the code has no such term")
     quantizer: float = Field(10.0, ge=0)
     from_step: int = Field(0, ge=0, description="of the discriminators; the generator learns alone before it")
+
+    def distance(
+        self, mel: nn.Module, real: Float[Tensor, "b n"], fake: Float[Tensor, "b n"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The weighted mel and wave terms, and what to log."""
+        spectral, gap = mel(real, fake), fake.float() - real
+        value = spectral + self.wave * gap.abs().mean() + self.wave_square * gap.square().mean()
+        return value, {"mel": spectral, "wave": gap.abs().mean()}
 
 
 class HifiCodec(AudioCodec):
@@ -106,7 +114,7 @@ class HifiCodec(AudioCodec):
         continuous: TrainingConfig | None = Field(
             None, description="a first stage without quantiser and discriminators (not published)"
         )
-        continuous_wave: float = Field(0.0, ge=0, description="weight of mean |x - y| in that stage")
+        continuous_objective: Objective = Field(Objective(), description="of that stage: its mel and wave terms")
         survey_files: int = Field(500, ge=1, description="training files that codebooks and tables are set from")
         training: TrainingConfig = TrainingConfig(
             steps=14_000_000,
@@ -144,12 +152,12 @@ class HifiCodec(AudioCodec):
         training = self.config.continuous
         assert training is not None
         halves = nn.ModuleDict({"encoder": put_weight_norm(self.encoder), "decoder": put_weight_norm(self.decoder)})
-        mel = self.config.objective.mel.build().to(trainer.device)
+        goal = self.config.continuous_objective
+        mel = goal.mel.build().to(trainer.device)
 
         def loss(wave: Float[Tensor, "b n"]) -> Loss:
-            made = self.decoder(self.encoder(wave[:, None]))[:, 0]
-            spectral, gap = mel(wave, made), F.l1_loss(made, wave)
-            return Loss(spectral + self.config.continuous_wave * gap, wave.shape[0], {"mel": spectral, "wave": gap})
+            value, logs = goal.distance(mel, wave, self.decoder(self.encoder(wave[:, None]))[:, 0])
+            return Loss(value, wave.shape[0], logs)
 
         trainer.fit(halves, loss, self._batches(data, trainer, training), training, stage="continuous")
         fold_weight_norm(halves)
@@ -220,22 +228,26 @@ class HifiCodec(AudioCodec):
         load_academicodec(codec, Path(weights))
         return codec.eval()
 
+    @classmethod
     def import_(
-        self,
+        cls,
         weights: Path,
         *,
         layout: Literal["24k-320d", "24k-240d", "16k-320d"] = "24k-320d",
         levels: int | None = None,
         out: Path | None = None,
     ) -> Result:
-        """Convert published weights into a run of their own; of the run it is called on nothing is used.
+        """Open published weights as a run.
 
         Args:
             weights: a .safetensors file with the keys `generator.*`, `encoder.*`, `quantizer.*`; the official
                 checkpoint itself (read without running any code in it); or a folder of transformers' `EncodecModel`.
             layout: which published configuration a HiFi-Codec checkpoint has.
             levels: of an EnCodec, how many levels are used; None: all.
-            out: the run folder to write.
+            out: the run folder.
+
+        Raises:
+            InputError: other files or sizes, or no run folder.
         """
         if out is None:
             raise InputError("'import' writes a run folder: name it with --out DIR")
@@ -244,9 +256,8 @@ class HifiCodec(AudioCodec):
             codec = Encodec.from_transformers(weights, levels=levels)
         else:
             codec = HifiCodec.from_academicodec(weights, published()[layout])
-        return Result(
-            codec.save_pretrained(out), {"class": type(codec).__name__, "bits_per_second": codec.bits_per_second}
-        )
+        report = {"class": type(codec).__name__, "bits_per_second": codec.bits_per_second}
+        return Result(codec.save_pretrained(out), report)
 
 
 class Encodec(HifiCodec):
@@ -324,9 +335,9 @@ class Game:
         """Adversarial + 2 features + 45 / 1 / 1 mel + 10 quantiser (+ wave, 0 as published)."""
         goal, real = self.objective, wave[:, None]
         fake, quantized = self.codec(real, levels=self._levels())
-        spectral, gap = self.mel(wave, fake[:, 0]), F.l1_loss(fake.float(), real)
-        total = spectral + goal.wave * gap + goal.quantizer * quantized.loss
-        logs = {"mel": spectral, "wave": gap, "quantizer": quantized.loss}
+        total, logs = goal.distance(self.mel, wave, fake[:, 0])
+        total = total + goal.quantizer * quantized.loss
+        logs["quantizer"] = quantized.loss
         if quantized.codes.shape[-1]:
             counts = code_counts(quantized.codes.flatten(0, 1), self.codec.size)
             logs["perplexity"] = perplexity(counts).mean()

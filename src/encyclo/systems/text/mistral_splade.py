@@ -19,7 +19,7 @@ from encyclo.losses.sparsity import Sparsity, active
 from encyclo.metrics.retrieval import RetrievalTask, ndcg, paired_difference, reciprocal_rank
 from encyclo.nn.lora import Lora, add_lora, train_adapters_only, without_lora
 from encyclo.nn.sparse_head import SparseHead, max_logits
-from encyclo.nn.split_decoder import SplitDecoder, StateCache, head_inputs
+from encyclo.nn.split_decoder import SplitDecoder, StateCache, decoder_layers, head_inputs
 from encyclo.picture import Picture, curves, figure, from_figure
 from encyclo.pretrained import open_model, open_tokenizer
 from encyclo.search.bm25 import BM25Index
@@ -240,7 +240,7 @@ class SparseRetriever(System):
                 metrics["active_query"] = float(queries.sizes.float().mean())
                 metrics["active_document"] = float(documents.sizes.float().mean())
                 metrics["flops"] = float((queries.probabilities() * documents.probabilities()).sum())
-                metrics["index_bytes_per_document"] = _index(capped[1]).bytes / len(documents)
+                metrics["index_bytes"] = _index(capped[1]).bytes
                 self.sharpness = {"": _sharpness(queries, documents, task)}
         return metrics
 
@@ -406,6 +406,8 @@ class MistralSplade(SparseRetriever):
         lora: Lora = Lora(rank=16, alpha=8, dropout=0.1)
         calibrate: int = Field(0, ge=0, description="training documents that offsets b start from; 0: b = 0")
         margin: float = Field(0.0, description="b_j = -(mean + margin * deviation) of term j's largest logit")
+        checkpointing: bool = False
+        """Compute the layers' activations again in the backward pass instead of keeping them."""
         remember: int = Field(0, ge=0, description="MiB of lower-layer states kept in training; needs lora.layers")
         training: TrainingConfig = TrainingConfig(
             steps=10_000,
@@ -422,6 +424,8 @@ class MistralSplade(SparseRetriever):
         dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
         self.model: Any = open_model(config.base, "causal-lm", dtype=dtype, depth=config.depth)
         add_lora(self.model, config.lora)
+        if config.checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.vocabulary = int(self.matrix.shape[0])
         self.splade = config.sparse.build(vocabulary=self.vocabulary)
         depth = int(self.model.config.num_hidden_layers)
@@ -446,6 +450,11 @@ class MistralSplade(SparseRetriever):
         """Training mode reaches the adapters' dropout only: the frozen model stays as it was published."""
         super().train(mode)
         train_adapters_only(self.model, mode)
+        if (
+            self.config.checkpointing
+        ):  # transformers does it in layers that are in training mode: the layer, not its parts
+            for layer in decoder_layers(self.model)[1]:
+                layer.training = mode
         return self
 
     def _room(self, role: Role, longest: int) -> int:
@@ -667,7 +676,8 @@ _COLUMNS = {
 def experiment(preset: Preset) -> Experiment:
     """Dictionary entries from their headwords (words rarely shared), and documentation paragraphs from their titles."""
     if preset is Preset.PAPER:
-        return Experiment(data="glosses", systems={"mistral-splade": MistralSplade.Config()}, claims=())
+        config = MistralSplade.Config(dtype="bf16", checkpointing=True)
+        return Experiment(data="glosses", systems={"mistral-splade": config}, claims=())
     every: dict[Preset, dict[str, Any]] = {
         Preset.SMOKE: {"steps": 3, "batch": 4, "layers": 1, "depth": 2, "queries": 6, "documents": 12},
         Preset.LAPTOP: {"steps": 60, "batch": 16, "layers": 8, "depth": None, "queries": 200, "documents": 600},

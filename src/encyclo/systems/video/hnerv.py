@@ -271,7 +271,8 @@ class NeRV(FittedVideo):
 
 def _usual_size(pixels: int) -> int:
     """1.5 million numbers for Big Buck Bunny's 108 million pixels, with their 0.8th power: about 54,000 at 80x160."""
-    return round(1.5e6 * (pixels / (132 * 640 * 1280)) ** 0.8)
+    share: float = (pixels / (132 * 640 * 1280)) ** 0.8
+    return round(1.5e6 * share)
 
 
 def _is_container(path: Any) -> bool:
@@ -476,7 +477,7 @@ def _compare(trial: Trial) -> dict[str, dict[str, float]]:
 
 
 def _difference(ours: HNeRV) -> float:
-    """The largest difference, in levels of 255, between frames of the opened file, decoded alone, and what was measured."""
+    """The largest difference, in levels of 255, of the opened file's frames, together and alone, from those measured."""
     blob = ours.compress().value
     decoder, stored, _ = ours.restored(ours.config.coding)
     expected = ours.render(decoder=decoder, stored=stored)
