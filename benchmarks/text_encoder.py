@@ -56,16 +56,16 @@ class Batch:
     def __init__(self, texts: Encoded, masking: Masking, seed: int, device: torch.device) -> None:
         numbers = torch.arange(len(texts.ids))
         self.tokens = len(texts.ids)
-        self.flat = Layout.from_lengths(texts.lengths, device=device)
-        self.whole = Layout.from_lengths(texts.lengths, padded=True, device=device)
         self.masked: dict[bool, Masked] = {}
-        for padded, layout in ((False, self.flat), (True, self.whole)):
-            ids = layout.arrange(texts.ids.to(device))
-            given = layout.arrange(numbers.to(device), -1)
-            self.masked[padded] = masking.hide(ids, given, ratio=RATIO, seed=seed, layout=layout)
+        self.layouts: dict[bool, Layout] = {}
+        for padded in (False, True):
+            layout = Layout.from_lengths(texts.lengths, padded=padded)
+            ids, given = layout.arrange(texts.ids), layout.arrange(numbers, -1)
+            self.masked[padded] = masking.hide(ids, given, ratio=RATIO, seed=seed, layout=layout).to(device)
+            self.layouts[padded] = layout.to(device)
         shown = self.masked[True]
         self.ids = shown.tokens.view(len(texts), -1)
-        self.mask = self.whole.real().view(len(texts), -1).long()
+        self.mask = self.layouts[True].real().view(len(texts), -1).long()
         labels = torch.full_like(shown.tokens, -100)
         self.labels = labels.index_copy(0, shown.chosen, shown.targets).view(len(texts), -1)
 
@@ -77,7 +77,7 @@ def peer_loss(model: Any, batch: Batch) -> Tensor:
 
 def own_loss(model: Own, batch: Batch, masked_only: bool = True) -> Tensor:
     padded = not model.encoder.config.unpad
-    masked, layout = batch.masked[padded], batch.whole if padded else batch.flat
+    masked, layout = batch.masked[padded], batch.layouts[padded]
     words = model.encoder.words.weight
     if masked_only:
         hidden = model.encoder.flat(masked.tokens, layout, chosen=masked.chosen)
@@ -187,7 +187,7 @@ def training(rounds: int, device: torch.device, shape: dict[str, int], only: str
             speeds[name].append(batch.tokens / (time.perf_counter() - began))
         say(f"round {turn + 1} of {rounds}")
     speed = {name: statistics.median(values) for name, values in speeds.items()}
-    real = statistics.fmean(batch.flat.real_fraction for batch in batches[1:])
+    real = statistics.fmean(batch.layouts[True].real_fraction for batch in batches[1:])
 
     def ratio(a: str, b: str) -> float | None:
         if a not in speed or b not in speed:

@@ -530,7 +530,7 @@ def studio(
     serve(port=port, runs=runs)
 
 
-def _version(show_it: bool) -> None:
+def _version(show_it: bool | None) -> None:
     if show_it:
         print(f"encyclo {__version__}")
         raise typer.Exit
@@ -539,8 +539,8 @@ def _version(show_it: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
-    ] = False,
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = None,
 ) -> None:
     """An encyclopaedia of encoders that runs: published systems, trained and measured by one command."""
 

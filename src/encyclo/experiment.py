@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -177,7 +178,7 @@ def verify(
         slug: a system of the catalogue.
         preset: smoke, laptop or gpu.
         seeds: overrides the experiment's number of seeds.
-        folder: where trained systems and curves go.
+        folder: where trained systems and curves go, into SLUG-PRESET, which is made anew.
         results: where the record goes; None writes none.
         say: called with one line per finished arm.
     """
@@ -205,6 +206,7 @@ def verify(
     }
     pictures: list[Picture] = []
     base = Path(folder) / f"{slug}-{preset}"
+    shutil.rmtree(base, ignore_errors=True)  # an earlier verification of the same
     for seed in range(count):
         place = base / f"seed{seed}"
         prepared = None

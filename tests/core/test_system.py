@@ -54,7 +54,7 @@ def test_damage_is_refused_in_one_line(saved: Path, tmp_path: Path) -> None:
         open_system(cut)
     lacking = copied(saved, tmp_path / "lacking")
     (lacking / "labels.json").unlink()
-    with pytest.raises(InputError, match="lacks labels.json"):
+    with pytest.raises(InputError, match=r"lacks labels\.json"):
         open_system(lacking)
     other = copied(saved, tmp_path / "other")
     described = json.loads((other / "config.json").read_text())

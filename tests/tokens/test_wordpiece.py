@@ -85,7 +85,8 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_places_of_some_texts() -> None:
     encoded = Encoded(torch.arange(10), torch.tensor([3, 2, 5]))
     assert encoded.places([2, 0]).tolist() == [5, 6, 7, 8, 9, 0, 1, 2]
-    assert encoded.first(2).ids.tolist() == [0, 1, 2, 3, 4]
+    assert encoded.sample(2).ids.tolist() == [0, 1, 2, 3, 4]
+    assert encoded.sample(9) is encoded
     assert [part.tolist() for part in encoded.split(encoded.ids)] == [[0, 1, 2], [3, 4], [5, 6, 7, 8, 9]]
     assert len(encoded) == 3
 
@@ -100,10 +101,8 @@ def test_a_corpus_fits_its_tokenizer_on_train_only() -> None:
     class Rows(dict):
         column_names = ("text",)
 
-        def __getitem__(self, key: object) -> object:
-            if isinstance(key, slice):
-                return {name: column[key] for name, column in self.items()}
-            return super().__getitem__(key)
+        def select(self, rows: list[int]) -> "Rows":
+            return Rows({name: [column[row] for row in rows] for name, column in self.items()})
 
         def __len__(self) -> int:
             return len(super().__getitem__("text"))

@@ -152,7 +152,7 @@ def main() -> None:
             f"of {len(every)} files, {copies} were left out as pixel-for-pixel copies, {blank} as blank, {too_large} as"
             f" larger than Pillow's limit of 89 million pixels and {len(every) - len(files)} as stars of more than"
             f" {MOST_POINTS} points, which all look alike",
-            "labels are far from balanced (computer, shapes and signs_and_symbols are two thirds), and shapes/stars"
+            "labels are far from balanced (computer, shapes and signs_and_symbols are over half), and shapes/stars"
             " holds"
             " hundreds of polygons that differ by a step",
             "captions are words of file names: some are Italian, some keep an author's name or end in the middle of"

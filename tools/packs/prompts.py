@@ -104,7 +104,8 @@ def main() -> None:
         languages=LANGUAGES,
         title="Telephone prompts in five languages",
         description=f"The core sounds of the telephone exchange Asterisk, {seconds / 60:.0f} minutes of speech in"
-        " all, one voice for each language (English, Mexican Spanish, Canadian French, Italian, Russian), 16 kHz mono, with transcripts."
+        " all, one voice for each language (English, Mexican Spanish, Canadian French, Italian, Russian), 16 kHz mono,"
+        " with transcripts."
         " `name` is the prompt's name, the same in all languages, which stand in the same split; `language` lets one"
         " be held"
         " out.",

@@ -23,8 +23,9 @@ def token_contexts(rows: Any, tokenizer: Any, *, length: int, count: int, seed: 
         InputError: the text does not fill one context.
     """
     documents: dict[str, list[str]] = {}
-    named = rows["document"] if "document" in rows.column_names else [str(i) for i in range(len(rows))]
-    for name, text in zip(named, rows["text"], strict=True):
+    # [:] reads a column at once; going through it row by row takes a hundred times as long
+    named = rows["document"][:] if "document" in rows.column_names else [str(i) for i in range(len(rows))]
+    for name, text in zip(named, rows["text"][:], strict=True):
         documents.setdefault(str(name), []).append(str(text))
     names = sorted(documents)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -54,7 +54,8 @@ class Reading(Config):
         if self.crop is not None and self.crop != (height, width):
             if self.crop[0] > height or self.crop[1] > width:
                 raise InputError(
-                    f"reading.crop={list(self.crop)} exceeds frames of {height}x{width}: give larger frames, or reading.crop=null"
+                    f"reading.crop={list(self.crop)} exceeds frames of {height}x{width}: give larger ones, or"
+                    " reading.crop=null"
                 )
             top, left = (height - self.crop[0]) // 2, (width - self.crop[1]) // 2
             frames = frames[:, :, top : top + self.crop[0], left : left + self.crop[1]]

@@ -29,6 +29,10 @@ class Masked(NamedTuple):
     chosen: Int64[Tensor, " k"]
     targets: Int64[Tensor, " k"]
 
+    def to(self, device: torch.device) -> "Masked":
+        """All three on a device."""
+        return Masked(*(tensor.to(device, non_blocking=True) for tensor in self))
+
 
 def noise(numbers: Int64[Tensor, " n"], seed: int, stream: int = 0) -> Float[Tensor, " n"]:
     """A float64 in [0, 1) for each number: 53 bits of the SplitMix64 generator (Steele et al. 2014) at that counter.
@@ -81,16 +85,19 @@ class Masking:
 
     Attributes:
         special: per id of the model's table, whether it is a special token or stands for nothing.
+        vocabulary: all other ids.
         mask: id of [MASK].
     """
 
     special: Bool[Tensor, " table"]
+    vocabulary: Int64[Tensor, " v"]
     mask: int
 
     @staticmethod
     def of(special: Bool[Tensor, " vocabulary"], mask: int, table: int) -> "Masking":
         """For a tokenizer's vocabulary in a word table of `table` rows."""
-        return Masking(F.pad(special, (0, table - len(special)), value=True), mask)
+        every = F.pad(special, (0, table - len(special)), value=True)
+        return Masking(every, (~every).nonzero().squeeze(1), mask)
 
     def hide(
         self,
@@ -101,11 +108,9 @@ class Masking:
         seed: int,
         layout: Layout | None = None,
     ) -> Masked:
-        """Hide tokens of a flat batch; see `mask_tokens`. The padding of a padded layout is left alone."""
-        special = self.special.to(tokens.device)
-        allowed = ~special[tokens] if layout is None else ~special[tokens] & layout.real()
-        vocabulary = (~special).nonzero().squeeze(1)
-        return mask_tokens(tokens, numbers, allowed, vocabulary, ratio=ratio, mask=self.mask, seed=seed)
+        """Hide tokens of a flat batch on the CPU; see `mask_tokens`. The padding of a padded layout is left alone."""
+        allowed = ~self.special[tokens] if layout is None else ~self.special[tokens] & layout.real()
+        return mask_tokens(tokens, numbers, allowed, self.vocabulary, ratio=ratio, mask=self.mask, seed=seed)
 
 
 def masked_lm_loss(scores: Float[Tensor, "k vocabulary"], targets: Int64[Tensor, " k"]) -> Loss:

@@ -19,7 +19,8 @@ def reconstruction(
     error = (output - target).square()
     if form == "plain":
         return error.sum(1).mean()
-    return (error / target.norm(dim=1, keepdim=True).clamp(min=1e-6)).mean()
+    scaled: Tensor = error / target.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return scaled.mean()
 
 
 def sparsity(features: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
@@ -50,5 +51,6 @@ def ghost(
     residual = residual.detach()
     output = torch.exp(preactivations[:, dead].clamp(max=20)) @ decoder[dead]
     scale = residual.norm(dim=1, keepdim=True) / (2 * output.norm(dim=1, keepdim=True) + 1e-6)
-    error = ((output * scale.detach() - residual).square() / residual.norm(dim=1, keepdim=True).clamp(min=1e-6)).mean()
+    squared: Tensor = (output * scale.detach() - residual).square()
+    error = (squared / residual.norm(dim=1, keepdim=True).clamp(min=1e-6)).mean()
     return error * (main / (error + 1e-6)).detach()

@@ -147,7 +147,7 @@ def features_and_neurons(
     *,
     kept: Sequence[int] = (4, 16, 64),
 ) -> dict[str, float]:
-    """Keep k features, or k neurons, of one MLP at the last token, by variance over prompts: what of a behaviour is left?
+    """Keep k features, or k neurons, of one MLP at the last token, by their variance: what of a behaviour is left?
 
     Args:
         view: the language model.
@@ -161,7 +161,7 @@ def features_and_neurons(
     down = next(m for n, m in mlp.named_modules() if n in ("down_proj", "c_proj", "dense_4h_to_h"))
 
     def behaviour() -> float:
-        rows = [view.model(input_ids=ids[None], use_cache=False).logits[0, -1] for ids in prompts]
+        rows = [view.model(input_ids=ids[None], use_cache=False, logits_to_keep=1).logits[0, -1] for ids in prompts]
         return float(torch.stack([r[a] - r[b] for r, (a, b) in zip(rows, answers, strict=True)]).mean())
 
     features = torch.stack([dictionary.encode(view.harvest(i[None], [layer])[layer][0][0, -1]) for i in prompts])

@@ -55,7 +55,7 @@ def codecs() -> dict[str, tuple[Encode, Decode]]:
     if imagecodecs.JPEGXL.available:
         for effort in (7, 9):
             found[f"jxl-{effort}"] = (
-                lambda a, e=effort: bytes(imagecodecs.jpegxl_encode(a, lossless=True, effort=e)),  # type: ignore[misc]
+                lambda a, e=effort: bytes(imagecodecs.jpegxl_encode(a, lossless=True, effort=e)),
                 lambda blob: np.asarray(imagecodecs.jpegxl_decode(blob)),
             )
     return found
@@ -98,7 +98,8 @@ def _least_columns(arrays: list[Pixels]) -> int:
 
 def _square_columns(arrays: list[Pixels]) -> int:
     height, width = arrays[0].shape[:2]
-    return max(_least_columns(arrays), round(math.sqrt(len(arrays) * height / width)))
+    wanted: int = round(math.sqrt(len(arrays) * height / width))
+    return max(_least_columns(arrays), wanted)
 
 
 def _sheet(arrays: list[Pixels], columns: int) -> Pixels:

@@ -266,8 +266,8 @@ def _keep_attention(outputs: dict[int, Tensor], patterns: dict[int, Tensor], ind
 
 def _norm(module: Any) -> NormView:
     bias = getattr(module, "bias", None)
-    eps = float(getattr(module, "variance_epsilon", None) or getattr(module, "eps", 1e-6))
-    return NormView(module, module.weight, bias, eps, centred=isinstance(module, nn.LayerNorm))
+    eps: Any = getattr(module, "variance_epsilon", None) or getattr(module, "eps", 1e-6)
+    return NormView(module, module.weight, bias, float(eps), centred=isinstance(module, nn.LayerNorm))
 
 
 def _split_heads(weight: Tensor, heads: int) -> Tensor:

@@ -106,14 +106,13 @@ class HiddenChowLiuTree(Part):
         """Size of the circuit beside the tree."""
 
         latents: int = Field(16, ge=1, description="M, states of each latent variable")
-        values: int = Field(256, ge=2, description="size of the variables' alphabet")
         pseudo_count: float = Field(0.1, ge=0, description="kappa, spread over the M edges of each sum unit")
         backoff: Backoff.Config = Backoff.Config()
 
-    def __init__(self, config: Config, *, tree: Tree) -> None:
+    def __init__(self, config: Config, *, tree: Tree, values: int = 256) -> None:
         super().__init__()
-        self.config = config
-        d, m, values = len(tree), config.latents, config.values
+        self.config, self.values = config, values
+        d, m = len(tree), config.latents
         self.prior = nn.Parameter(torch.empty(m))
         self.transition = nn.Parameter(torch.empty(d - 1, m, m))
         self.emission = nn.Parameter(torch.empty(d, m, values))
@@ -129,7 +128,7 @@ class HiddenChowLiuTree(Part):
         self.parent.copy_(torch.from_numpy(self.tree.parent))
         self.prior.fill_(1 / self.config.latents)
         self.transition.fill_(1 / self.config.latents)
-        self.emission.fill_(1 / self.config.values)
+        self.emission.fill_(1 / self.values)
 
     # -- layout --------------------------------------------------------------------------------------------------
 
@@ -280,6 +279,57 @@ class HiddenChowLiuTree(Part):
             out.samples += len(part)
         return out
 
+    # -- what can be asked of it -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def conditionals(
+        self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"], observed: Bool[Tensor, "*n d"]
+    ) -> Float[Tensor, "n d values"]:
+        """p(X_i = v | observed values) for every variable, exact; at observed ones, what all others say about them."""
+        inputs = self.inputs(data, observed)
+        up = self.upward(inputs.clone())
+        flows = self.posteriors(up) / inputs  # without the variable's own evidence
+        rows = torch.bmm(flows.mT, self.emission.double())
+        rows /= rows.sum(-1, keepdim=True)
+        out = torch.empty_like(rows)
+        out[self.variables] = rows
+        return out.transpose(0, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        generator: torch.Generator,
+        data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"],
+        observed: Bool[Tensor, "*n d"] | None = None,
+    ) -> UInt8[Tensor, "n d"]:
+        """Draw from p(unobserved | observed), exactly: evidence goes up, states are drawn on the way down.
+
+        Args:
+            generator: on the CPU, so that all devices draw alike.
+            data: what was observed; its length says how many are drawn.
+            observed: None: nothing is.
+        """
+        seen = torch.zeros(len(self.tree), dtype=torch.bool, device=data.device) if observed is None else observed
+        products = self.upward(self.inputs(data, seen)).products
+        out = data.to(torch.uint8).clone()
+        n = len(data)
+        states = torch.zeros(len(self.tree), n, dtype=torch.int64, device=data.device)
+        for level in self._levels:
+            here = slice(level.start, level.stop)
+            size = level.stop - level.start
+            weights = products[here].mT
+            if level.start:
+                rows = self.transition[level.start - 1 : level.stop - 1].double()
+                weights = weights * rows[torch.arange(size, device=data.device)[:, None], states[level.parents]]
+            else:
+                weights = weights * self.prior.double()
+            states[here] = _draw(weights, generator)
+            rows = self.emission[here].double()[torch.arange(size, device=data.device)[:, None], states[here]]
+            variables = self.variables[here]
+            kept = seen.expand(n, -1)[:, variables]
+            out[:, variables] = torch.where(kept, out[:, variables], _draw(rows, generator).T.to(torch.uint8))
+        return out
+
     # -- learning ------------------------------------------------------------------------------------------------
 
     def nll(self, data: Int[Tensor, "n d"] | UInt8[Tensor, "n d"]) -> Float[Tensor, ""]:
@@ -352,9 +402,9 @@ class HiddenChowLiuTree(Part):
         counts.scatter_add_(1, states[above] * m + states[1:], one.expand(d - 1, len(data)))
         self.prior.copy_(_rows(torch.bincount(states[0], minlength=m) + 1.0))
         self.transition.copy_(_rows(counts.view(d - 1, m, m) + 1.0))
-        joint = torch.zeros(d, m * self.config.values, device=data.device)
+        joint = torch.zeros(d, m * self.values, device=data.device)
         values = data[:, self.variables].T.long()
-        joint.scatter_add_(1, states * self.config.values + values, one.expand(d, len(data)))
+        joint.scatter_add_(1, states * self.values + values, one.expand(d, len(data)))
         self.emission.copy_(self.backoff(joint.view_as(self.emission)))
 
     def _nearest_prototypes(
@@ -382,6 +432,13 @@ class HiddenChowLiuTree(Part):
             best = torch.where(closer, distance, best)
             states.masked_fill_(closer, state)
         return states
+
+
+def _draw(weights: Float[Tensor, "*n k"], generator: torch.Generator) -> Int64[Tensor, "*n"]:
+    """An index for each row, with probability proportional to its weight."""
+    sums = weights.cumsum(-1)
+    u = torch.rand(sums.shape[:-1], generator=generator, dtype=torch.float64).to(sums.device)
+    return (sums[..., :-1] <= (u[..., None] * sums[..., -1:])).sum(-1)
 
 
 def _rows(positive: Float[Tensor, "*rows k"]) -> Float[Tensor, "*rows k"]:

@@ -33,7 +33,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"'{path}' is larger than {LARGEST_FILE >> 30} GiB: not a transcoder checkpoint")
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        stand_ins = [(type("Opaque", (_Opaque,), {}), name) for name in foreign]
+        stand_ins: list[Any] = [(type("Opaque", (_Opaque,), {}), name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)

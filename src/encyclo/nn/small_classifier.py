@@ -1,5 +1,7 @@
 """A small convolutional classifier, trained in the run, whose features serve as a stated yardstick for generators."""
 
+from itertools import pairwise
+
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +23,7 @@ class SmallClassifier(Part):
         super().__init__()
         widths = [channels, config.width, 2 * config.width, 2 * config.width]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.hidden = nn.Linear(4 * widths[-1], config.features)

@@ -76,7 +76,10 @@ class SplitUNet:
         self._replays = [_Replay(module) for module in self._modules]
 
     def encode(
-        self, sample: Float[Tensor, "b ..."], timestep: Tensor | float | int, conditions: Mapping[str, Any] | None = None
+        self,
+        sample: Float[Tensor, "b ..."],
+        timestep: Tensor | float,
+        conditions: Mapping[str, Any] | None = None,
     ) -> Features:
         """Run conv_in, the down blocks and the middle, and stop.
 

@@ -170,8 +170,8 @@ class TextEncoder(Part):
             self.words.weight[self.pad].zero_()
 
     def layout(self, lengths: list[int] | Int64[Tensor, " batch"]) -> Layout:
-        """The layout in which this encoder computes a batch of sequences of these lengths."""
-        return Layout.from_lengths(lengths, padded=not self.config.unpad, device=self.words.weight.device)
+        """The layout (on the CPU) in which this encoder computes a batch of sequences of these lengths."""
+        return Layout.from_lengths(lengths, padded=not self.config.unpad)
 
     def flat(
         self,
@@ -184,7 +184,7 @@ class TextEncoder(Part):
         """The vectors of a layout's tokens.
 
         Args:
-            tokens: ids, arranged by the layout.
+            tokens: ids, arranged by the layout; both on the encoder's device.
             layout: where the sequences lie.
             types: token types; all 0 if not given.
             chosen: entries whose vectors are wanted. The last layer's output matrix, feed-forward and norms then run on
@@ -243,7 +243,9 @@ class TextEncoder(Part):
             sizes = lengths[rows]
             layout = self.layout(sizes)
             places = torch.arange(int(sizes.sum())) + (begin[rows] - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
-            x = self.flat(layout.arrange(ids[places].to(device), self.pad), layout)
+            tokens = layout.arrange(ids[places], self.pad).to(device)
+            layout = layout.to(device)
+            x = self.flat(tokens, layout)
             pooled.append((layout.mean(x) if pool == "mean" else layout.first(x).float()).cpu())
         joined = torch.cat(pooled)
         return torch.empty_like(joined).index_copy(0, torch.cat(runs), joined)

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -149,6 +149,19 @@ class Layout:
                 f"the mask of row {int(wrong[0])} has a gap (0 between two 1s): hide tokens only at the ends of a row"
             )
         return Layout.from_lengths(sizes.cpu(), padded=padded, width=real.shape[1], first=first, device=mask.device)
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """The same layout with its index tensors on a device."""
+        if self.indices.device == torch.device(device):
+            return self
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("order", "indices", "sources", "positions", "starts")
+        }
+        grid = self.grid
+        if grid is not None and grid.real is not None:
+            grid = replace(grid, real=grid.real.to(device, non_blocking=True))
+        return replace(self, **moved, grid=grid, _buckets={})
 
     @property
     def padded(self) -> bool:

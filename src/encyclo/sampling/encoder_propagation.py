@@ -206,7 +206,7 @@ class EncoderPropagation:
     def _locate(self, timestep: Any) -> int:
         """Which sampler step this call is; a new set of time steps starts over."""
         times = self.scheduler.timesteps
-        if times is not self._times or self._index >= len(times):
+        if self._times is None or times is not self._times or self._index >= len(times):
             self._times, self._index = times, 0
             self._keys = key_steps(self.config.keys, len(times))
             self._features, self._first = None, None

@@ -54,8 +54,8 @@ class Studio:
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)],
         )
 
-    def _page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self.pages.get_template(name).render(**values), status_code=status)
+    def _page(self, template: str, status: int = 200, /, **values: Any) -> HTMLResponse:
+        return HTMLResponse(self.pages.get_template(template).render(**values), status_code=status)
 
     def run_names(self) -> list[str]:
         """Finished runs below the folder, newest first."""

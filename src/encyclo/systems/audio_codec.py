@@ -563,7 +563,7 @@ def spectrograms(
     kind: Literal["webp", "png"] = "webp",
     docs: bool = False,
 ) -> Picture:
-    """Log-magnitude spectrograms of several waves, one above the other on one scale (dB under the loudest)."""
+    """Log-magnitude spectrograms of several waves, one above the other on one scale (dB under the first's loud parts)."""
     from PIL import Image
 
     made, axes = figure(7.0, 0.9 + 1.3 * len(waves), rows=len(waves))
@@ -574,11 +574,12 @@ def spectrograms(
         label: 20 * magnitude_spectrogram(wave.cpu(), size, hop, window).clamp(min=1e-5).log10()
         for label, wave in waves.items()
     }
-    top = max(float(values.max()) for values in shown.values())
+    top = float(torch.quantile(next(iter(shown.values())).flatten()[: 1 << 24], 0.99))  # of the first, the original
+    shown = {label: values - top for label, values in shown.items()}
     for axis, (label, values) in zip(grid, shown.items(), strict=True):
         axis.grid(False)
         extent = (0, values.shape[1] * hop / rate, 0, rate / 2000)
-        look = {"origin": "lower", "aspect": "auto", "vmin": top - 70, "vmax": top, "cmap": "magma"}
+        look = {"origin": "lower", "aspect": "auto", "vmin": -60, "vmax": 0, "cmap": "magma"}
         drawn = axis.imshow(values.numpy(), extent=extent, **look)
         axis.set_ylabel("kHz", fontsize=8)
         axis.set_title(label, fontsize=9, loc="left", pad=2)

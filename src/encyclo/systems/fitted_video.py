@@ -267,8 +267,7 @@ class FittedVideo(System):
         A clip of another size than the configuration's changes the configuration (`for_clip`), with a note.
         """
         video = self.read(data)
-        for note in video.notes:
-            logger.info(note)
+        _say(video.notes)
         count, _, height, width = video.frames.shape
         config = self.config
         if (count, height, width) != (config.frames, config.height, config.width):
@@ -732,6 +731,7 @@ class FittedVideo(System):
         return metrics
 
     def _quality(self, shown: UInt8[Tensor, "n 3 h w"], frames: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
+        shown, frames = shown.to(self.device), frames.to(self.device)
         quality = {"psnr": float(psnr(shown, frames).mean())}
         smallest = min(frames.shape[2:])
         if smallest >= SSIM_SMALLEST:
@@ -776,6 +776,17 @@ def boxes(height: int, width: int, side: int = 50) -> Bool[Tensor, "h w"]:
         top, left = (max(0, round(place) - side // 2) for place in (row * height, column * width))
         mask[top : top + side, left : left + side] = True
     return mask
+
+
+_SAID: set[str] = set()
+
+
+def _say(notes: Sequence[str]) -> None:
+    """Each note once in a process, on stderr: several systems are fitted to one clip."""
+    for note in notes:
+        if note not in _SAID:
+            _SAID.add(note)
+            logger.warning(note)
 
 
 def _frame_numbers(words: str, count: int) -> list[int]:

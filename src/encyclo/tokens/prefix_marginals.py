@@ -19,13 +19,13 @@ rounded is rounded elementwise. No order of summation, thread count, batch size,
 
 import hashlib
 import math
-from collections.abc import Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, Int32, Int64, UInt8
 from torch import Tensor
 
 from encyclo.nn.chow_liu import Tree
@@ -74,7 +74,7 @@ class IntegerCircuit:
 
     def __init__(self, model: HiddenChowLiuTree) -> None:
         self.tree: Tree = model.tree
-        self.latents, self.values = model.config.latents, model.config.values
+        self.latents, self.values = model.config.latents, model.values
         self.device = model.prior.device
         self.places = {v: place for place, v in enumerate(model.variables.tolist())}
         self.prior = self._table(model.prior).diff().double()
@@ -133,13 +133,19 @@ class IntegerCircuit:
         """
         return torch.floor(sums / total * float((1 << BITS) - self.values)).long() + symbols
 
-    # -- the sweep -------------------------------------------------------------------------------------------------
+    # -- the sweep -----------------------------------------------------------------------------------------------
 
-    def sweep(self, n: int) -> Generator[tuple[int, "Weights"], Int64[Tensor, " n"], None]:
-        """Walk the coding order: yields (variable, weights of its latent states); takes the variable's n values.
+    @torch.no_grad()
+    def sweep(self, n: int, answer: Callable[[int, "Weights"], Int64[Tensor, " n"]]) -> None:
+        """Walk the coding order for n samples at once.
 
         Going down into a child, the message p(Z_c, x so far) is formed from the parent's; coming back, the finished
         subtree's p(x below | Z_parent) is multiplied into the parent's product.
+
+        Args:
+            n: samples.
+            answer: called with each variable and the weights of its latent states; gives the variable's n values
+                (which it knows, or decodes with the help of the weights).
         """
         down = {self.tree.root: self.prior[:, None].expand(-1, n)}
         done: dict[int, Tensor] = {}
@@ -149,40 +155,41 @@ class IntegerCircuit:
             here = down[node] * done[node] if node in done else down[node]
             child = next(children, None)
             if child is not None:
-                table = self.transition[self.places[child] - 1].double()
-                down[child] = self.product(table.T, here)
+                down[child] = self.product(self.transition[self.places[child] - 1].double().T, here)
                 path.append((child, iter(self.tree.heavier_first(child))))
                 continue
             path.pop()
+            del down[node]
             place = self.places[node]
-            values = yield node, Weights(self, place, here)
+            values = answer(node, Weights(self, place, here))
             if path:
                 row = self.cumulative[place]
                 message = (row[:, values + 1] - row[:, values]).double()
                 message = message * done.pop(node) if node in done else message
                 message = self.product(self.transition[place - 1].double(), message)
                 parent = path[-1][0]
-                done[parent] = done[parent] * message if parent in done else message
-                done[parent] *= power_of_two(done[parent].amax(0))[0]
-            del down[node]
+                if parent in done:
+                    message = message * done[parent]
+                    message *= power_of_two(message.amax(0))[0]
+                done[parent] = message
 
     def swept(self, data: Int64[Tensor, "n d"] | UInt8[Tensor, "n d"]) -> Intervals:
         """All intervals and prefix marginals of complete samples, by the sweep."""
         out = self._empty(data)
-        steps = self.sweep(len(data))
-        variable, weights = next(steps)
-        log = torch.zeros(len(data), dtype=torch.float64, device=self.device)
-        m = self.latents
-        for i in range(len(self.tree)):
+        columns: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def answer(variable: int, weights: Weights) -> Int64[Tensor, " n"]:
             values = data[:, variable].long()
-            start, frequency, share = weights.interval(values)
-            log = log + share.log()
-            out.log_prefix[:, i], out.starts[:, i], out.frequencies[:, i] = log, start, frequency
-            below = len(self.tree.children[variable])
-            out.work.units += m * (3 + below) if i < len(self.tree) - 1 else m * (1 + below)  # the root sends nothing
-            out.work.edges += 2 * m * m if i < len(self.tree) - 1 else 0
-            if i < len(self.tree) - 1:
-                variable, weights = steps.send(values)
+            columns.append(weights.interval(values))
+            return values
+
+        self.sweep(len(data), answer)
+        starts, frequencies, shares = zip(*columns, strict=True)
+        out.starts, out.frequencies = torch.stack(starts, 1), torch.stack(frequencies, 1)
+        out.log_prefix = torch.stack(shares, 1).log().cumsum(1)
+        # each node: its input units and binary products; each edge: one message down, one up
+        d, m = len(self.tree), self.latents
+        out.work = Work(d * m + (d - 1) * m + 2 * (d - 1) * m, 2 * (d - 1) * m * m)
         return out
 
     def _empty(self, data: Int64[Tensor, "n d"] | UInt8[Tensor, "n d"]) -> Intervals:
@@ -192,6 +199,7 @@ class IntegerCircuit:
 
     # -- the two schedules it is held against ----------------------------------------------------------------------
 
+    @torch.no_grad()
     def naive(self, data: Int64[Tensor, "n d"] | UInt8[Tensor, "n d"], *, variables: int | None = None) -> Intervals:
         """The same by a full bottom-up pass over all units for each variable, in float64.
 
@@ -217,6 +225,7 @@ class IntegerCircuit:
             out.work.edges += (len(self.tree) - 1) * self.latents**2
         return out
 
+    @torch.no_grad()
     def structured(self, data: Int64[Tensor, "n d"] | UInt8[Tensor, "n d"]) -> Intervals:
         """The same by the paper's algorithm, in float64: p_down above the head, below it only its path to X_i."""
         model = self.dequantised()
@@ -271,7 +280,7 @@ class IntegerCircuit:
 
     def dequantised(self) -> HiddenChowLiuTree:
         """The integer circuit's probabilities as an ordinary circuit in float64."""
-        model = HiddenChowLiuTree.Config(latents=self.latents, values=self.values).build(tree=self.tree)
+        model = HiddenChowLiuTree.Config(latents=self.latents).build(tree=self.tree, values=self.values)
         model = model.to(self.device, torch.float64)
         unit = 1 << TABLE_BITS
         with torch.no_grad():
@@ -308,11 +317,11 @@ class Weights:
 
     def rows(self) -> Float64[Tensor, "n values"]:
         """Probabilities of all values, unnormalised and exact: rows for a bulk coder."""
-        return self.circuit.merge(self.table.diff().double().T @ self.parts).T.contiguous()
+        return self._every(self.table.diff())
 
     def cumulatives(self) -> Int64[Tensor, "n values+1"]:
         """Cumulatives of all values in 0..2^24: the decoder's side of `interval`."""
-        sums = self.circuit.merge(self.table.double().T @ self.parts).T
+        sums = self._every(self.table)
         return self.circuit.grid(sums, sums[:, -1:], torch.arange(sums.shape[1], device=sums.device))
 
     def interval(
@@ -323,6 +332,10 @@ class Weights:
         total = self._sum(torch.full_like(self.parts[:, : len(values)], float(1 << TABLE_BITS)))
         start = self.circuit.grid(low, total, values)
         return start, self.circuit.grid(high, total, values + 1) - start, (high - low) / total
+
+    def _every(self, table: Int32[Tensor, "m k"]) -> Float64[Tensor, "n k"]:
+        high, low = (self.parts.T @ table.double()).chunk(2)
+        return torch.add(low, high, alpha=float(1 << self.circuit.half))
 
     def _sum(self, table: Float64[Tensor, "m n"]) -> Float64[Tensor, " n"]:
         products = self.parts.view(len(table), 2, -1) * table[:, None]

@@ -35,10 +35,11 @@ class TextCorpus:
 
 
 def texts_of(rows: Any, most: int | None = None) -> list[str]:
-    """The column `text` of a split (of a stream: its first `most` or `HOLD_OUT` rows)."""
+    """The column `text` of a split: at most `most` texts, evenly spread; of a stream its first `most` or `HOLD_OUT`."""
     if hasattr(rows, "column_names") and hasattr(rows, "__len__"):
-        column = rows["text"] if most is None else rows[:most]["text"]
-        return list(column)
+        if most is not None and most < len(rows):
+            rows = rows.select([index * len(rows) // most for index in range(most)])
+        return list(rows["text"])
     return [row["text"] for row in islice(rows, HOLD_OUT if most is None else most)]
 
 

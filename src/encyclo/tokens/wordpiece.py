@@ -35,10 +35,12 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def first(self, count: int) -> "Encoded":
-        """The first `count` texts."""
-        lengths = self.lengths[:count]
-        return Encoded(self.ids[: int(lengths.sum())], lengths)
+    def sample(self, count: int) -> "Encoded":
+        """At most `count` texts, evenly spread over all."""
+        if count >= len(self):
+            return self
+        rows = torch.arange(count) * len(self) // count
+        return Encoded(self.ids[self.places(rows)], self.lengths[rows])
 
     def split(self, x: Shaped[Tensor, "n *rest"]) -> tuple[Tensor, ...]:
         """What belongs to each text, of something that has an entry for each token."""

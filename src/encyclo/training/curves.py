@@ -1,4 +1,8 @@
-"""The curves of a run: one JSON line for each point, in `metrics.jsonl`."""
+"""The curves of a run: one JSON line for each point, in `metrics.jsonl`.
+
+With the environment variable ENCYCLO_TENSORBOARD set, and TensorBoard installed, they also go to the folder
+`tensorboard` beside it.
+"""
 
 import json
 import math
@@ -20,6 +24,7 @@ class Curves:
         self.path, self.stage = path, stage
         self.points: Points = {}
         self._file: TextIO | None = None
+        self._board: Any = None
 
     def resume(self, step: int) -> None:
         """Keep what the file tells of this stage up to `step` and cut what lies behind it, so that nothing is doubled.
@@ -47,6 +52,18 @@ class Curves:
             os.fsync(file.fileno())
         temporary.replace(self.path)
 
+    def follow(self, step: int) -> bool:
+        """Send points to TensorBoard from now on, those behind `step` anew; False when that is not installed."""
+        if self.path is None:
+            return True
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return False
+        folder = self.path.with_name("tensorboard") / self.stage
+        self._board = SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        return True
+
     def add(self, step: int, seconds: float, values: Mapping[str, float]) -> None:
         """One more point."""
         point: dict[str, Any] = {"stage": self.stage, "step": step, "seconds": round(seconds, 6), **values}
@@ -58,6 +75,9 @@ class Curves:
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in point.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Have all points on the disk before a checkpoint counts on them."""
@@ -69,6 +89,9 @@ class Curves:
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     def _keep(self, point: Mapping[str, Any]) -> None:
         for name, value in point.items():

@@ -1,6 +1,7 @@
 """One stage of training: its state, its steps, its end."""
 
 import math
+import os
 import signal
 import sys
 import time
@@ -107,6 +108,8 @@ class Stage:
             try:
                 self.prepare()
                 self.resume_progress()
+                if os.environ.get("ENCYCLO_TENSORBOARD") and not self.curves.follow(self.step):
+                    self.run.say("ENCYCLO_TENSORBOARD is set, but there is no TensorBoard: pip install tensorboard")
                 with self.interrupts:
                     self.loop()
             except BaseException:
@@ -339,7 +342,8 @@ class Stage:
                 weight = _detached(loss.weight)
                 weighted = loss.value * weight
                 weighted.backward()
-            totals += torch.stack([torch.as_tensor(weight, device=self.device).double(), weighted.detach().double()])
+            totals[0] += weight
+            totals[1] += weighted.detach()
             objective.window.logs.append((weight, {k: _detached(v) for k, v in loss.logs.items()}))
         if self.processes.world > 1:
             totals = self.processes.sum(torch.cat([totals, self._decisions()]))

@@ -79,7 +79,7 @@ class Trainer:
         if not self.processes.main:
             return
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to '{folder}': {error.strerror}; choose another folder") from error
         checkpoint.clean(root)
@@ -91,6 +91,11 @@ class Trainer:
     def _seed(self, seed: int) -> None:
         randomness.seed_everything(seed)
         self.generator.manual_seed(seed)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes and speaks; without `accelerate launch` it always is."""
+        return self.processes.main
 
     @property
     def done(self) -> float:

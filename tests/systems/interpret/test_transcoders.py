@@ -27,7 +27,7 @@ class TestContract(SystemContract):
         ("deembed", ["feature=99999999"], "outside"),
         ("deembed", [], "needs feature"),
         ("circuit", ["In the beginning", "root=feature:1:5"], "error nodes"),
-        ("circuit", ["In", "root=feature:1:5"], "single token"),
+        ("circuit", ["", "root=feature:1:5"], "empty"),
         ("circuit", ["In the beginning", "root=7"], "root=7"),
         ("circuit", ["In the beginning", "root=feature:1:5", "token=99"], "outside the prompt"),
         ("circuit", ["In the", "root=logit:extraordinarily-it", "errors_only_for=missing"], "tokens"),
@@ -55,7 +55,7 @@ def test_decoder_rows_stay_at_unit_length_and_get_no_gradient_along_them() -> No
     tc(torch.randn(16, 8)).square().sum().backward()
     tc.drop_parallel_gradient()
     along = (tc.decoder.grad * tc.decoder).sum(1)
-    torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-5, rtol=0)
+    torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-4, rtol=0)
     with torch.no_grad():
         tc.decoder.mul_(3)
     tc.normalise_decoder()

@@ -278,7 +278,7 @@ def test_finishing_lowers_what_rounding_costs() -> None:
     assert finished.evaluate(Given(video))["psnr_file"] > plain.evaluate(Given(video))["psnr_file"] + 0.5
 
 
-# -- the file ------------------------------------------------------------------------------------------------------------
+# -- the file ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coder", ["plain", "huffman", "ans", "range"])
@@ -366,7 +366,7 @@ def test_inspect_tells_numbers_and_bytes(ours: Any) -> None:
         assert result.value[0]["part"] == "embeddings"
 
 
-# -- clips of a user's own -------------------------------------------------------------------------------------------------
+# -- clips of a user's own ---------------------------------------------------------------------------------------------
 
 
 @given(st.integers(1, 5), st.integers(1, 130), st.integers(1, 130))
@@ -478,7 +478,7 @@ def test_reading_says_what_it_leaves_out() -> None:
     assert torch.equal(prepared.frames[0, :, 0, 0], middle)
     assert len(prepared.notes) == 3
     assert Reading().apply(video).notes == ()
-    with pytest.raises(InputError, match="reading.crop=null"):
+    with pytest.raises(InputError, match=r"reading.crop=null"):
         Reading(crop=(17, 10)).apply(video)
     with pytest.raises(InputError, match="does not divide"):
         Reading(shrink=5).apply(video)
@@ -507,7 +507,7 @@ def test_encode_after_loading_equals_encode_before(ours: Any, tmp_path: Path) ->
 
 
 def test_inconsistent_configurations_are_refused() -> None:
-    with pytest.raises(ValueError, match="encoder.dims ends in 4, dim is 5"):
+    with pytest.raises(ValueError, match=r"encoder.dims ends in 4, dim is 5"):
         config(dim=5)
     with pytest.raises(ValueError, match="the encoder shrinks 8 times"):
         config(decoder=NervDecoder.Config(width=8, strides=(2, 2), lowest=4))

@@ -428,12 +428,13 @@ def _codec(
         LogMel.Config(rate=rate, n_fft=n, hop=n // 4, bands=bands)
         for n, bands in ((rate * 512 // 8000, 80), (rate * 256 // 8000, 40), (rate * 128 // 8000, 20))
     )
-    objective = fields.pop("objective", Objective())
+    objective, first = fields.pop("objective"), fields.pop("continuous_objective")
     return HifiCodec.Config(
         rate=rate,
         encoder=HifiganEncoder.Config(channels=widths[0], group=min(16, 2 * widths[0]), **stack),
         decoder=HifiganGenerator.Config(channels=widths[1], **stack),
-        objective=objective.replace(mel=MelLoss.Config(resolutions=fronts)),
+        objective=objective.replace(mel=objective.mel.replace(resolutions=fronts)),
+        continuous_objective=first.replace(mel=first.mel.replace(resolutions=fronts)),
         **fields,
     )
 
@@ -454,10 +455,10 @@ def experiment(preset: Preset) -> Experiment:
         dim=16 if smoke else 64,
         segment=800 if smoke else 3200,
         discriminators=_TINY if smoke else None,
-        objective=Objective(wave=1000.0),
-        continuous_wave=1000.0,
-        continuous=_budget(3 if smoke else 600, 2 if smoke else 8, 3e-3),
-        training=_budget(4 if smoke else 200, 2 if smoke else 8, 1e-3),
+        objective=Objective(wave_square=_WAVE),
+        continuous_objective=_FIRST,
+        continuous=_budget(3 if smoke else 700, 2 if smoke else 8, 4e-3),
+        training=_budget(4 if smoke else 250, 2 if smoke else 8, 1e-3),
         survey_files=4 if smoke else 300,
         evaluation=Evaluation(files=2 if smoke else 40, unseen_files=2 if smoke else 20),
     )
@@ -483,6 +484,10 @@ def _budget(steps: int, batch: int, lr: float, **more: Any) -> TrainingConfig:
     return TrainingConfig(steps=steps, batch_size=batch, optimiser=optimiser, schedule=schedule, **more)
 
 
+_WAVE = 10_000.0
+"""Weight of the squared error of the wave; about as large as the mel terms at the start."""
+_FIRST = Objective(mel=MelLoss.Config(weights=(4.5, 0.1, 0.1)), wave_square=_WAVE)
+"""Of the continuous stage: led by the wave. Led by the mel terms the phase is not learned in minutes."""
 _TINY = WaveDiscriminators.Config(
     period=MultiPeriodDiscriminator.Config(periods=(2, 3), each=PeriodDiscriminator.Config(channels=(4, 8))),
     scale=MultiScaleDiscriminator.Config(
@@ -513,7 +518,7 @@ def _gpu() -> Experiment:
         objective=Objective(mel=MelLoss.Config(resolutions=fronts)),
         segment=16000,
         continuous=own.replace(seconds=60, optimiser=AdamW(lr=1e-3, betas=(0.5, 0.9))),
-        continuous_wave=1000.0,
+        continuous_objective=_FIRST.replace(mel=MelLoss.Config(weights=_FIRST.mel.weights, resolutions=fronts)),
         training=own,
         evaluation=Evaluation(files=100, unseen_files=50, pesq=True),
     )
@@ -525,7 +530,7 @@ def _gpu() -> Experiment:
         objective=rival.objective.replace(mel=base.objective.mel),
         segment=16000,
         continuous=base.continuous,
-        continuous_wave=1000.0,
+        continuous_objective=base.continuous_objective,
         training=own,
         evaluation=base.evaluation,
     )

@@ -25,7 +25,6 @@ from encyclo.nn.attribution import Attribution, graph, input_invariant, logit_ef
 from encyclo.nn.decoder_view import DecoderView
 from encyclo.nn.published_transcoders import from_published
 from encyclo.nn.sparse_dictionary import SparseDictionary
-from encyclo.nn.split_decoder import keep_layers
 from encyclo.picture import Picture
 from encyclo.system import System, SystemConfig
 from encyclo.training import AdamW, Loss, Schedule, Trainer, TrainingConfig
@@ -106,9 +105,7 @@ class Transcoders(System):
     def view(self) -> DecoderView:
         """The base model, opened at first use."""
         if "view" not in self._shared:
-            model, tokenizer = pretrained.open_causal_lm(self.config.base)
-            if self.config.depth is not None:
-                keep_layers(model, self.config.depth)
+            model, tokenizer = pretrained.open_causal_lm(self.config.base, depth=self.config.depth)
             view = DecoderView(model.to(self.device).eval())
             for layer in self.config.layers:
                 view.layer(layer)
@@ -124,7 +121,7 @@ class Transcoders(System):
     @property
     def residual(self) -> bool:
         """Whether the dictionaries read the stream before the norm."""
-        return self.config.reads_from == "resid_mid"
+        return bool(self.config.reads_from == "resid_mid")
 
     def dictionary(self, layer: int) -> SparseDictionary:
         """The dictionary of a layer.
@@ -757,6 +754,8 @@ def experiment(preset: Preset) -> Experiment:
             rival_metric="behaviour_neurons_16",
         ),
     ]
+    if preset is Preset.SMOKE:  # after a few steps the two kinds share no L0 at which to compare them
+        claims = claims[1:]
     return Experiment(
         data="pydocs+kjv",
         systems=systems,

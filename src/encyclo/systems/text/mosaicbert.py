@@ -25,7 +25,7 @@ from encyclo.data import Batches, Splits
 from encyclo.data.text import Unit, read_units
 from encyclo.errors import InputError
 from encyclo.experiment import Claim, Experiment, Preset, Trial
-from encyclo.losses.masked_lm import Masking, masked_lm_loss, noise
+from encyclo.losses.masked_lm import Masked, Masking, masked_lm_loss, noise
 from encyclo.metrics.cost import flops
 from encyclo.metrics.language import TokenScores, majority_accuracy
 from encyclo.nn.feed_forward import Glu, Mlp
@@ -167,7 +167,7 @@ class MosaicBERT(System):
             batches = Batches(data.train, config.batch_size, seed=trainer.seed)
         else:
             batches = Batches(len(corpus.train), config.batch_size, seed=trainer.seed, collate=Tensor.tolist)
-        sample = corpus.validation.first(512)
+        sample = corpus.validation.sample(256)
 
         def at(step: int) -> None:
             self._seed = (trainer.seed << 32) + step
@@ -184,7 +184,7 @@ class MosaicBERT(System):
 
     def loss(self, batch: Sequence[int] | Mapping[str, Sequence[str]]) -> Loss:
         """The masked-token loss of some texts of the train split (by number, or as they come from a stream)."""
-        tokenizer, masking = self._known()
+        tokenizer = self._known()[0]
         if isinstance(batch, Mapping):
             texts = list(batch["text"])
             encoded = tokenizer.encode(texts, limit=self.config.length)
@@ -197,8 +197,7 @@ class MosaicBERT(System):
             rows = torch.tensor(batch)
             numbers = self._corpus.train.places(rows)
             ids, lengths = self._corpus.train.ids[numbers], self._corpus.train.lengths[rows]
-        layout, tokens, numbers = self._arrange(ids, lengths, numbers)
-        masked = masking.hide(tokens, numbers, ratio=self.config.mask_ratio, seed=self._seed, layout=layout)
+        layout, masked = self._hide(ids, lengths, numbers, self.config.mask_ratio, self._seed)
         words = self.encoder.words.weight
         if self.config.masked_only:
             hidden = self.encoder.flat(masked.tokens, layout, chosen=masked.chosen)
@@ -206,28 +205,37 @@ class MosaicBERT(System):
         scores = self.head(self.encoder.flat(masked.tokens, layout), words)
         return masked_lm_loss(scores[masked.chosen], masked.targets)
 
-    def _arrange(
-        self, ids: Int64[Tensor, " n"], lengths: Int64[Tensor, " texts"], numbers: Int64[Tensor, " n"]
-    ) -> tuple[Layout, Int64[Tensor, " m"], Int64[Tensor, " m"]]:
-        """A batch and the numbers of its tokens as the encoder takes it, on its device."""
+    def _hide(
+        self,
+        ids: Int64[Tensor, " n"],
+        lengths: Int64[Tensor, " texts"],
+        numbers: Int64[Tensor, " n"],
+        ratio: float,
+        seed: int,
+    ) -> tuple[Layout, Masked]:
+        """A batch with some tokens hidden, as the encoder takes it, on its device."""
         layout = self.encoder.layout(lengths)
-        return (
-            layout,
-            layout.arrange(ids.to(self.device), self.encoder.pad),
-            layout.arrange(numbers.to(self.device), -1),
-        )
+        tokens, given = layout.arrange(ids, self.encoder.pad), layout.arrange(numbers, -1)
+        masked = self._known()[1].hide(tokens, given, ratio=ratio, seed=seed, layout=layout)
+        return layout.to(self.device), masked.to(self.device)
+
+    def _arrange(
+        self, ids: Int64[Tensor, " n"], lengths: Int64[Tensor, " texts"]
+    ) -> tuple[Layout, Int64[Tensor, " m"]]:
+        """A batch as the encoder takes it, on its device."""
+        layout = self.encoder.layout(lengths)
+        return layout.to(self.device), layout.arrange(ids, self.encoder.pad).to(self.device)
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _score(self, texts: Encoded, numbers: Int64[Tensor, " n"], cells: int = 8192) -> TokenScores:
         """Predictions of the tokens that every evaluation hides; `numbers` decide which."""
-        masking, ratio = self._known()[1], self.config.evaluation_ratio
         total = TokenScores()
         for rows in runs_by_length(texts.lengths, cells) if len(texts) else ():
             places = texts.places(rows)
-            layout, tokens, given = self._arrange(texts.ids[places], texts.lengths[rows], numbers[places])
-            masked = masking.hide(tokens, given, ratio=ratio, seed=_EVALUATION_SEED, layout=layout)
+            ids, lengths, given = texts.ids[places], texts.lengths[rows], numbers[places]
+            layout, masked = self._hide(ids, lengths, given, self.config.evaluation_ratio, _EVALUATION_SEED)
             hidden = self.encoder.flat(masked.tokens, layout, chosen=masked.chosen)
             total.add(self.head(hidden, self.encoder.words.weight), masked.targets)
         return total
@@ -283,7 +291,7 @@ class MosaicBERT(System):
         chosen = (encoded.ids == tokenizer.mask).nonzero().squeeze(1)
         if not len(chosen):
             raise InputError(f"there is no [MASK] in '{text[:60]}': write [MASK] where a word is missing")
-        layout, tokens, _ = self._arrange(encoded.ids, encoded.lengths, encoded.ids)
+        layout, tokens = self._arrange(encoded.ids, encoded.lengths)
         hidden = self.encoder.flat(tokens, layout, chosen=chosen.to(self.device))
         scores = self.head(hidden, self.encoder.words.weight).float().cpu()
         probabilities = scores.masked_fill(masking.special, -torch.inf).softmax(1)
@@ -437,7 +445,7 @@ class MosaicBERT(System):
             raise InputError(
                 "this model has no classes: `encyclo finetune RUN LABELLED_FILE --out DIR` makes a classifier"
             )
-        layout, tokens, _ = self._arrange(ids, lengths, ids)
+        layout, tokens = self._arrange(ids, lengths)
         scores: Tensor = self.classifier(layout.first(self.encoder.flat(tokens, layout)))
         return scores
 
