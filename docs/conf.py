@@ -21,6 +21,7 @@ html_title = "Encyclo"
 html_static_path = ["_static"]
 html_css_files = ["encyclo.css"]
 html_show_sourcelink = False
+napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": True, "exclude-members": "Config, model_config"}

@@ -376,7 +376,10 @@ def _open(
         owner = container.system_of(blob)
         if owner is None:
             if verb == "decompress":
-                container.unpack(blob)  # says what is wrong with it
+                try:
+                    container.unpack(blob)  # says what is wrong with it
+                except InputError as error:
+                    raise InputError(f"'{first}': {error}") from None
             raise InputError(f"'{first}' is a file; '{verb}' needs a run folder first: encyclo {verb} RUN INPUT...")
         kind = catalogue.system(owner)
         if not hasattr(kind, "open_container"):

@@ -33,9 +33,10 @@ def test_by_hand():
 
 @pytest.mark.parametrize("chunk", [1, 4, 23, 1000])
 @pytest.mark.parametrize("bias", [False, True])
-def test_chunks_change_neither_value_nor_gradient(chunk, bias):
+@pytest.mark.parametrize("centre", [False, True])
+def test_chunks_change_neither_value_nor_gradient(chunk, bias, centre):
     states, matrix, pooled = _case()
-    head = SparseHead.Config(chunk=chunk, bias=bias).build(vocabulary=23)
+    head = SparseHead.Config(chunk=chunk, bias=bias, centre=centre).build(vocabulary=23)
     if bias:
         with torch.no_grad():
             head.bias.uniform_(-1, 1)
@@ -46,7 +47,8 @@ def test_chunks_change_neither_value_nor_gradient(chunk, bias):
     made = None if head.bias is None else head.bias.grad.clone()
     if head.bias is not None:
         head.bias.grad = None
-    expected = _plain(theirs[0], theirs[1], pooled, head.bias)
+    middle = theirs[1].mean(0) if centre else 0.0
+    expected = _plain(theirs[0], theirs[1] - middle, pooled, head.bias)
     (expected * weight).sum().backward()
     assert torch.allclose(head(states, matrix, pooled), expected, atol=1e-6)
     assert torch.allclose(ours[0].grad, theirs[0].grad, atol=1e-5)
@@ -117,6 +119,15 @@ def test_bf16_states_are_pooled_in_float32():
     low = head(states.bfloat16(), matrix, pooled)
     assert low.dtype == torch.float32
     assert torch.allclose(low, head(states, matrix, pooled), atol=0.05)
+
+
+def test_centred_weights_do_not_see_what_softmax_does_not_see():
+    """Adding one vector to all rows of E shifts all logits of a token alike, and leaves its distribution as it is."""
+    states, matrix, pooled = _case()
+    shifted = matrix + torch.randn(5)
+    plain, centred = (SparseHead.Config(centre=c).build(vocabulary=23) for c in (False, True))
+    assert torch.allclose(centred(states, matrix, pooled), centred(states, shifted, pooled), atol=1e-5)
+    assert not torch.allclose(plain(states, matrix, pooled), plain(states, shifted, pooled), atol=1e-2)
 
 
 def test_calibrated_offsets_centre_the_logits():

@@ -18,7 +18,7 @@ from encyclo.losses.contrastive import InfoNCE, same_text
 from encyclo.losses.sparsity import Sparsity, active
 from encyclo.metrics.retrieval import RetrievalTask, ndcg, paired_difference, reciprocal_rank
 from encyclo.nn.lora import Lora, add_lora, train_adapters_only, without_lora
-from encyclo.nn.sparse_head import SparseHead, max_logits
+from encyclo.nn.sparse_head import SparseHead
 from encyclo.nn.split_decoder import SplitDecoder, StateCache, decoder_layers, head_inputs
 from encyclo.picture import Picture, curves, figure, from_figure
 from encyclo.pretrained import open_model, open_tokenizer
@@ -404,7 +404,7 @@ class MistralSplade(SparseRetriever):
         """The matrix E: the model's output matrix, or its input embeddings."""
         prompt: Prompt = Prompt()
         lora: Lora = Lora(rank=16, alpha=8, dropout=0.1)
-        calibrate: int = Field(0, ge=0, description="training documents that offsets b start from; 0: b = 0")
+        calibrate: int = Field(0, ge=0, description="training pairs that offsets b start from; 0: b = 0")
         margin: float = Field(0.0, description="b_j = -(mean + margin * deviation) of term j's largest logit")
         checkpointing: bool = False
         """Compute the layers' activations again in the backward pass instead of keeping them."""
@@ -495,16 +495,21 @@ class MistralSplade(SparseRetriever):
             self.to(trainer.device)
             count = min(config.calibrate, len(data.train))
             order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(trainer.seed))[:count]
-            texts = list(data.train.select(order.tolist())["document"])
-            self.splade.calibrate(self._largest(texts), config.margin)
+            rows = data.train.select(order.tolist())
+            self.splade.calibrate(self._largest(rows["query"], rows["document"]), config.margin)
 
     @torch.no_grad()
-    def _largest(self, texts: Sequence[str]) -> Float[Tensor, "n vocabulary"]:
-        """Largest logit of every term in every text."""
+    def _largest(self, queries: Sequence[str], documents: Sequence[str]) -> Float[Tensor, "n vocabulary"]:
+        """Largest logit of every term in every text, of both roles."""
         parts = []
-        for start in range(0, len(texts), 16):
-            hidden, pooled, _ = self.states(texts[start : start + 16], "document", longest=self.config.document_tokens)
-            parts.append(max_logits(hidden, self.matrix, pooled, chunk=self.config.sparse.chunk))
+        both: list[tuple[Sequence[str], Role, int]] = [
+            (queries, "query", self.config.query_tokens),
+            (documents, "document", self.config.document_tokens),
+        ]
+        for texts, role, longest in both:
+            for start in range(0, len(texts), 16):
+                hidden, pooled, _ = self.states(texts[start : start + 16], role, longest=longest)
+                parts.append(self.splade.largest(hidden, self.matrix, pooled))
         return torch.cat(parts)
 
     def evaluate(self, data: "Splits") -> dict[str, float]:
