@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
 
 from encyclo.errors import InputError
 from encyclo.nn.alibi import Alibi
-from encyclo.nn.varlen import Layout, attention_over, runs_by_length
+from encyclo.nn.varlen import Layout, attention_over, flex_blocks, runs_by_length
 
 LENGTHS = [3, 11, 7, 7, 1]
 PATHS = ["buckets", "lengths", "repadded", "math", "block", "flex"]
@@ -78,6 +79,16 @@ def test_padding_and_unpadding_lose_nothing(lengths: list[int], buckets: int, pa
     groups = layout.buckets(buckets)
     assert sum(group.tokens for group in groups) == layout.entries
     assert layout.real_fraction == pytest.approx(mask.float().mean().item())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_blocks_for_flex_attention_are_those_that_torch_finds(lengths: list[int]) -> None:
+    layout = Layout.from_lengths(lengths)
+    document = torch.arange(len(lengths)).repeat_interleave(torch.tensor(layout.lengths))
+    size = layout.entries
+    wanted = create_block_mask(lambda b, h, q, k: document[q] == document[k], None, None, size, size, device="cpu")
+    assert torch.equal(flex_blocks(layout).to_dense(), wanted.to_dense())
 
 
 def test_no_sequence_sees_another() -> None:

@@ -96,10 +96,11 @@ def train(
         with trainer.averaged(net):
             return {"noise": float(torch.rand(())), "output": float(net(torch.ones(1, 6)).detach().sum())}
 
+    positions = Positions()
     first = trainer.fit(
         net,
         noisy_loss(trainer, net),
-        Positions(),
+        positions,
         config,
         stage="first",
         before_step=before_step,
@@ -123,6 +124,7 @@ def train(
         "average": average,
         "curves": [plain(first.curves), plain(second.curves)],
         "between": between,
+        "position": positions.index,
     }
 
 

@@ -314,6 +314,10 @@ def test_wrong_requests_are_refused():
         fit("g")
     with pytest.raises(ValueError, match="stage 'a/b'"):
         fit("a/b")
+    with pytest.raises(ValueError, match="objective 'x:y'"):
+        fit("i", loss={"x:y": weighted_loss(model)})
+    with pytest.raises(TypeError, match=r"returns encyclo\.training\.Loss\(value, weight\), not Tensor"):
+        fit("j", loss=lambda b: model(b[0]).mean())
     with pytest.raises(InputError, match="batch of 12 cannot be split into 5 equal parts"):
         fit("h", TrainingConfig(steps=1, batch_size=10, accumulate=5))
     assert all(p.requires_grad for p in model.parameters())

@@ -83,7 +83,9 @@ def gather_pixels(inputs: Sequence[Path | Tensor]) -> tuple[UInt8[Tensor, "n c h
     for image, name in zip(found, names, strict=True):
         if image.shape != found[0].shape:
             sizes = " and ".join(f"{i.shape[1]}x{i.shape[2]}" for i in (found[0], image))
-            raise InputError(f"pictures differ in size ({sizes}{f', {name}' if name else ''}): give pictures of one size")
+            raise InputError(
+                f"pictures differ in size ({sizes}{f', {name}' if name else ''}): give pictures of one size"
+            )
     return torch.stack(found), names
 
 
@@ -99,7 +101,9 @@ def _array(path: Path) -> Tensor:
 
 def _images(array: Tensor, name: str) -> UInt8[Tensor, "n c h w"]:
     if array.dtype != torch.uint8:
-        raise InputError(f"{name} holds {str(array.dtype).removeprefix('torch.')}, bytes (uint8) are needed: convert it")
+        raise InputError(
+            f"{name} holds {str(array.dtype).removeprefix('torch.')}, bytes (uint8) are needed: convert it"
+        )
     if array.ndim == 4 and array.shape[1] in (1, 3):
         return array
     raise InputError(f"{name} has shape {tuple(array.shape)}: give [n, h, w] or [n, 1 or 3, h, w]")

@@ -35,14 +35,14 @@ class Counts:
 
     Attributes:
         prior: of the root's states, [m].
-        transition: of (parent's state, own state), [d, m, m], nodes in the order of levels; the root's are zero.
+        transition: of (parent's state, own state), [d-1, m, m], nodes in the order of levels without the root.
         emission: of (state, value), [d, m, values], nodes in the order of levels.
         log_likelihood: summed over the batch, in nats.
         samples: how many (their weights' sum).
     """
 
     prior: Float[Tensor, " m"]
-    transition: Float[Tensor, "d m m"]
+    transition: Float[Tensor, "edges m m"]
     emission: Float[Tensor, "d m values"]
     log_likelihood: Float[Tensor, ""]
     samples: Float[Tensor, ""]

@@ -387,7 +387,7 @@ def _choose(device: torch.device, alibi: bool, dtype: torch.dtype, dropout: floa
         return "flash"
     if half and not alibi and _installed("torch.nn.attention.varlen"):
         return "varlen"
-    return "flex" if _installed("triton") else "buckets"
+    return "buckets"  # flex_attention must be compiled first, which takes longer than short trainings
 
 
 @functools.cache
@@ -491,27 +491,42 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
+def flex_blocks(layout: Layout, block: int = 128) -> Any:
+    """The block mask of a layout for flex_attention: which blocks of keys each block of queries reaches into.
+
+    Made from the lengths; the usual way looks at every pair of tokens.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    size, device = layout.entries, layout.indices.device
+    lengths = torch.tensor(layout.lengths)
+    ends = lengths.cumsum(0)
+    document = torch.arange(len(lengths)).repeat_interleave(lengths)
+    first = torch.arange(0, size, block)
+    last = (first + block).clamp(max=size) - 1
+    low = (ends - lengths)[document[first]] // block
+    high = (ends[document[last]] - 1) // block
+    indices = (low[:, None] + torch.arange(len(first))) % len(first)
+    owner = document.to(device)
+    return BlockMask.from_kv_blocks(
+        (high - low + 1).int().to(device)[None, None],
+        indices.int().to(device)[None, None],
+        BLOCK_SIZE=block,
+        mask_mod=lambda batch, head, query, key: owner[query] == owner[key],
+        seq_lengths=(size, size),
+    )
+
+
 def _flex(layout: Layout, alibi: Alibi | None) -> Attention:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
-    document = _documents(layout)
-    on_gpu = document.device.type == "cuda"
-
-    size = layout.entries
     penalty: Callable[..., Tensor] | None = None
     if alibi is not None:
         slopes = alibi.slopes
         # within a sequence, entries lie as far apart as positions
         penalty = lambda score, batch, head, query, key: score - slopes[head] * (query - key).abs()  # noqa: E731
-    blocks = create_block_mask(
-        lambda batch, head, query, key: document[query] == document[key],
-        None,
-        None,
-        size,
-        size,
-        device=str(document.device),
-    )
-    kernel = _compiled_flex() if on_gpu else flex_attention
+    blocks = flex_blocks(layout)
+    kernel = _compiled_flex() if layout.indices.device.type == "cuda" else flex_attention
 
     def attend(qkv: Tensor, dropout: float) -> Tensor:
         if dropout:

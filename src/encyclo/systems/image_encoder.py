@@ -143,6 +143,15 @@ class ImageEncoder(System):
         kept = images.to(trainer.device)
         return images, Batches(kept, min(size, len(images)), seed=seed)
 
+    def held_out(self, data: Splits, most: int = 4096) -> UInt8[Tensor, "n c h w"] | None:
+        """Test pictures (the first `most` of them); None where the data has none."""
+        if data.streaming:
+            rows = [row["image"] for row in data.test.take(most)]
+            return self.pictures_of({"image": rows}, data.peak) if rows else None
+        if not len(data.test):
+            return None
+        return self.pictures_of(data.test.select(range(most)) if len(data.test) > most else data.test, data.peak)
+
     def prepared(self, images: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Normalised pixels."""
         return normalise(images, self.config.mean, self.config.std)
@@ -238,7 +247,7 @@ class ImageEncoder(System):
         `linear` is on the configured vector, as papers report it; `linear_mean` and `knn` on the mean over patches.
         """
         found = self.labelled(data)
-        if found is None:
+        if found is None or len(found[0]) < 2 or len(found[1]["train"]) < 2 * len(found[0]):
             return {}
         self.eval()
         parts = [part.to(self.device) for part in found[1].values()]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ class Forward(nn.Module):
 
     def forward(self, name: str, batch: Any) -> Loss:
         """The loss called `name` of a batch."""
-        if not self.bf16:
-            return self.losses[name](batch)
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.losses[name](batch)
+        with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
+            loss = self.losses[name](batch)
+        if not isinstance(loss, Loss):
+            raise TypeError(f"a loss function returns encyclo.training.Loss(value, weight), not {type(loss).__name__}")
+        return loss
 
 
 class Objective:

@@ -88,7 +88,7 @@ class Stage:
         self.root = run.folder / "checkpoints" if run.folder else None
         self.lagging = Lagging()
         self.last_loss = math.nan
-        self.interrupts = Interrupts(active=run.folder is not None, insist=self.processes.world == 1)
+        self.interrupts = Interrupts(run.folder is not None, self.processes.world == 1, self.processes.main)
         self._resumed: dict[str, Any] | None = None
         self._saved = time.monotonic()
         self._control: Tensor | None = None
@@ -186,11 +186,12 @@ class Stage:
     def release(self, together: bool) -> None:
         """Let go of all that only training needs; `together`: the other processes do so too (none has failed)."""
         self.curves.close()
+        self.stream.close()
         self.processes.release(together)
         named = dict(self.model.named_parameters())
         for name, p in named.items():
             p.grad = None
-            p.requires_grad_(self._required[name])
+            p.requires_grad_(self._required.get(name, p.requires_grad))
         if self.average is not None and together:
             self.average.settle()
         self.module = self.model
@@ -222,10 +223,12 @@ class Stage:
         self._saved = time.monotonic()
         self.clock.start()
         try:
-            while (done := self.done) < 1:
+            over, done = False, self.done
+            while not over:
                 self.one_step(done)
                 bar.update(float(self.step) if config.steps else self.elapsed, self.last_loss, config.batch_size)
-                over = self.done >= 1
+                done = self.done  # asked once a step: the clock goes on
+                over = done >= 1
                 if over or self.step % config.log_every == 0 or self._evaluation_due(over):
                     self.point(over)
                 if over or self._stopping() or self._saving():
@@ -492,6 +495,8 @@ class Stage:
         self.curves.resume(self.step)
         self.curves.points = self.processes.share(self.curves.points)
         if state["finished"]:
+            self.stream.load_state_dict(state["stream"])
+            self.stream.close()
             self._start_average([name for names in state["trained"].values() for name in names])
             self._resume_average()
             self._resume_random()

@@ -20,6 +20,7 @@ class Stream:
 
     def __init__(self, batches: Iterable[Any], rank: int, world: int) -> None:
         self.rank, self.world = rank, world
+        self.source: Any = batches
         self.cut = False
         if world > 1:
             shard = getattr(batches, "shard", None)
@@ -72,3 +73,8 @@ class Stream:
         self._iterator = None
         if self.keeps_position and state["batches"] is not None:
             self.batches.load_state_dict(state["batches"])
+
+    def close(self) -> None:
+        """Leave the position in the batches that were handed in, for who goes on with them."""
+        if self.keeps_position and self.batches is not self.source:
+            self.source.load_state_dict(self.batches.state_dict())

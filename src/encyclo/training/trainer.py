@@ -154,6 +154,9 @@ class Trainer:
             )
         self._stages.add(stage)
         losses = dict(loss) if isinstance(loss, Mapping) else {"": loss}
+        for name in losses if isinstance(loss, Mapping) else ():
+            if not checkpoint.NAME.fullmatch(name):
+                raise ValueError(f"objective '{name}': letters, digits, dots, dashes and underscores only")
         task = Task(stage, model, losses, batches, config, parameters, before_step, before_update, after_step, evaluate)
         # Each stage's randomness is its own, whatever was drawn before it.
         self._seed(randomness.derive(self._run.seed, stage, self.processes.rank))

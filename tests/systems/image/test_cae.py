@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from encyclo import experiment as engine
 from encyclo.data.images import write_image
 from encyclo.errors import InputError
 from encyclo.experiment import Preset
@@ -382,6 +383,23 @@ class TestContract(SystemContract):
             torch.testing.assert_close(one, again.encode([given["picture"]], pool=pool).value, rtol=0, atol=0)
         assert opened.encode([given["folder"]]).value.shape == (2, 32)
         assert opened.encode([given["folder"]], pool="patches").value.shape == (2, 4, 4, 32)
+
+    def test_a_few_pictures_of_any_size_train(self, given, tmp_path: Path) -> None:
+        """Fewer than a batch, of several sizes, in colour, without labels: as `encyclo train cae --data FOLDER`."""
+        for number, size in enumerate([(9, 9), (30, 20), (8, 40), (17, 23), (28, 28)]):
+            noise = torch.randint(
+                0, 256, (3, *size), generator=torch.Generator().manual_seed(number), dtype=torch.uint8
+            )
+            write_image(noise, tmp_path / f"{number}.png")
+        declared = engine.declared("cae", "laptop")
+        config = declared.systems["cae"].override(["training.steps=2", "codebook.codes=8"])
+        splits = engine.load_data(declared, spec=str(tmp_path))
+        system, metrics, _ = engine.train(config, splits, tmp_path / "run", progress=False)
+        assert metrics["token_accuracy"] >= 0
+        assert "linear" not in metrics, "there are no labels to probe"
+        encoded = system.encode([tmp_path / "1.png"])
+        assert any("resized" in note for note in encoded.notes)
+        assert any("in grey" in note for note in encoded.notes)
 
     def test_files_are_written(self, finished, given, tmp_path: Path) -> None:
         opened = open_system(finished.run)

@@ -147,6 +147,20 @@ def test_all_switches_off_is_the_rival(corpus: TextCorpus) -> None:
     assert config.model_dump() == rival.model_dump()
 
 
+@pytest.mark.parametrize("low", ["true", "false"])
+@pytest.mark.parametrize("kind", [MosaicBERT, BERT])
+def test_training_in_16_bit_is_near_training_in_32(corpus: TextCorpus, kind: type[MosaicBERT], low: str) -> None:
+    system = ready(corpus, kind, f"encoder.low_precision_norm={low}")
+    rows = list(range(16))
+    exact = system.loss(rows).value
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = system.loss(rows).value
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=5e-3, atol=0)
+    rough.backward()
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in system.parameters())
+
+
 def test_masks_of_a_step_do_not_depend_on_its_micro_batches(corpus: TextCorpus) -> None:
     system = ready(corpus)
     system._seed = 3

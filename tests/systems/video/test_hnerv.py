@@ -19,7 +19,7 @@ from encyclo.metrics.image import psnr
 from encyclo.nn.convnext import ConvNeXt
 from encyclo.nn.nerv import NervDecoder
 from encyclo.system import open_system
-from encyclo.systems.fitted_video import boxes
+from encyclo.systems.fitted_video import boxes, usual_rate
 from encyclo.systems.video.hnerv import PAPER_CODING, HNeRV, NeRV
 from encyclo.tokens import container
 from encyclo.tokens.quantise import TensorCoding
@@ -460,12 +460,19 @@ def test_words_of_the_configuration_decide(tmp_path: Path) -> None:
     write_video(clip(3, 16, 24), tmp_path / "a.mp4")
     data = load(str(tmp_path / "a.mp4"), "video")
     made = HNeRV.for_input(HNeRV.Config(), data, [])
-    assert made.training.seconds == 120 and made.training.steps is None
+    assert made.training.seconds == 120
+    assert made.training.steps is None
+    assert made.training.optimiser.lr == 8e-3
     assert (made.frames, made.height, made.width) == (3, 16, 24)
     made = HNeRV.for_input(HNeRV.Config(), data, ["training.steps=7", "decoder.width=9", "coding.bits=5", "every=2"])
     assert (made.training.steps, made.decoder.width, made.coding.bits, made.every) == (7, 9, 5, 2)
     made = HNeRV.for_input(HNeRV.Config(), data, ["training.seconds=3", "reading.shrink=2"])
     assert (made.training.seconds, made.height) == (3, 8)
+    made = HNeRV.for_input(HNeRV.Config(), data, ["training.optimiser.lr=0.005", "size=30k"])
+    assert made.training.optimiser.lr == 0.005
+    assert 25_000 < HNeRV.numbers(made) <= 30_300
+    assert [usual_rate(n) for n in (1_500_000, 5_000_000, 1_000)] == [1e-3, 1e-3, 8e-3]
+    assert usual_rate(54_160) == pytest.approx(8e-3, rel=0.01)
     with pytest.raises(InputError, match="no field 'colour'"):
         HNeRV.for_input(HNeRV.Config(), data, ["colour=red"])
 

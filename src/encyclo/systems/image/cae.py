@@ -2,7 +2,6 @@
 
 import base64
 import html
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from encyclo.nn.sincos import sincos_2d
 from encyclo.nn.vit import Init, ViT, ViTBlocks
 from encyclo.picture import Picture, curves, grid
 from encyclo.sampling.masks import BlockMask, Mask, RandomMask, split_mask
+from encyclo.systems.image_checkpoints import cae_layout, read_weights
 from encyclo.systems.image_encoder import ImageEncoder, ImageEncoderConfig
 from encyclo.tokens.image_codebook import KMeansCodebook, PatchTokenizer
 from encyclo.training import AdamW, Loss, Schedule, Trainer, TrainingConfig
@@ -208,10 +208,10 @@ class CAE(ImageEncoder):
         Accuracies in percent. `alignment_error` is the mean squared error over the latents' variance (1: no better than
         their mean), `latent_std` their deviation (0: collapsed), `majority` the rate of the most frequent code.
         """
-        if not len(data.test):
+        pixels = self.held_out(data)
+        if pixels is None:
             return {}
-        found = self.paths(self.pictures_of(data.test, data.peak))
-        return {**path_metrics(found), **self.probe_metrics(data)}
+        return {**path_metrics(self.paths(pixels)), **self.probe_metrics(data)}
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -295,7 +295,7 @@ class CAE(ImageEncoder):
         """
         if out is None:
             raise InputError("import makes a new run: say where with --out DIR")
-        system = from_published(_read_checkpoint(checkpoint), heads)
+        system = from_published(read_weights(checkpoint), heads)
         system.save_pretrained(out)
         config = system.config
         report = {
@@ -351,12 +351,13 @@ class MAE(ImageEncoder):
     def loss(self, images: UInt8[Tensor, "b c h w"]) -> Loss:
         """Mean squared error over the pixels of hidden patches."""
         images = self.config.augment(images)
-        mask = self.config.mask.draw(len(images), self.grid).to(images.device)
-        visible, hidden = split_mask(mask)
+        mask = self.config.mask.draw(len(images), self.grid)
+        visible, hidden = (index.to(images.device) for index in split_mask(mask))
         pixels = self.prepared(images)
         target = patch_targets(pixels, self.config.encoder.patch, normalise=self.config.normalise_pixels)
         predicted = self.decoder(self.encoder(pixels, visible), torch.cat((visible, hidden), 1))
-        return Loss(masked_pixel_loss(predicted.float(), target, mask), float(hidden.numel()))
+        loss = masked_pixel_loss(predicted.float(), target, mask.to(images.device))
+        return Loss(loss, float(hidden.numel()))
 
     def fit(self, data: Splits, trainer: Trainer) -> None:
         """One stage."""
@@ -410,6 +411,10 @@ def path_metrics(found: Mapping[str, Tensor]) -> dict[str, float]:
     return {**numbers, "alignment_error": error / max(variance, 1e-12), "latent_std": variance**0.5}
 
 
+_SAMPLE = 10
+"""Pictures in a sheet."""
+
+
 def _sheet(rows: UInt8[Tensor, "n 4 c h w"], name: str, caption: str, *, scale: int, docs: bool = False) -> Picture:
     labels = ("picture", "visible to the encoder", "hidden patches through the regressor", "latent bypass")
     return grid({label: rows[:, i] for i, label in enumerate(labels)}, name, caption, scale=scale, docs=docs)
@@ -442,20 +447,19 @@ def _page(measured: Mapping[str, float], count: int, *sheets: Picture) -> str:
         "figure{margin:1.5rem 0}</style><h1>Do predictions live in the encoder's latent space?</h1>"
         f"<p>Measured on {count} pictures. The third row of the sheet goes from visible patches through the regressor"
         " to the decoder. The fourth gives the decoder the encoder's own latents of the hidden patches: it can only"
-        " look right if the regressor predicts in that very space.</p>"
-        f"<table>{rows}</table>{images}<p>Below: the codes, each drawn as its centre.</p></html>"
+        " look right if the regressor predicts in that very space. The last sheet shows the codes, each as its"
+        f" centre.</p><table>{rows}</table>{images}</html>"
     )
 
 
 def _pictures(trial: Trial) -> list[Picture]:
     made: list[Picture] = []
-    sample = 10
+    test = trial.data.test
+    chosen = test.select([i * len(test) // _SAMPLE for i in range(_SAMPLE)])  # splits may be sorted by class
     for arm, docs in (("cae", True), ("cae-unaligned", True)):
         system = trial.systems.get(arm)
         if isinstance(system, CAE):
-            pixels = system.pictures_of(
-                trial.data.test.select(range(min(sample, len(trial.data.test)))), trial.data.peak
-            )
+            pixels = system.pictures_of(chosen, trial.data.peak)
             rows = system._drawn(pixels, system.paths(pixels))
             caption = (
                 "Test pictures; what the encoder sees; hidden patches predicted through the regressor; and from the"
@@ -473,114 +477,16 @@ def _pictures(trial: Trial) -> list[Picture]:
     return made
 
 
-# -- published weights -------------------------------------------------------------------------------------------------
-
-_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^encoder\.cls_token$", "encoder.cls"),
-    (r"^encoder\.patch_embed\.", "encoder.patch_embed."),
-    (r"^encoder\.blocks\.", "encoder.blocks.blocks."),
-    (r"^encoder\.norm\.", "encoder.blocks.norm."),
-    (r"^mask_token$", "regressor.mask_token"),
-    (r"^regresser\.regressor_blocks\.", "regressor.blocks."),
-    (r"^regresser\.norm\.", "regressor.norm."),
-    (r"^decoder\.decoder_blocks\.", "decoder.blocks."),
-    (r"^decoder\.norm\.", "decoder.norm."),
-    (r"^decoder\.head\.", "to_codes."),
-    (r"^encoder_to_regresser\.", "bridge.0."),
-    (r"^encoder_to_regresser_norm\.", "bridge.1."),
-)
-_INNER: tuple[tuple[str, str], ...] = (
-    (r"\.norm1_([qkv])\.", r".norm_\1."),
-    (r"\.norm2_cross\.", ".norm2."),
-    (r"\.cross_attn\.([qv])_bias$", r".attn.\1.bias"),
-    (r"\.cross_attn\.", ".attn."),
-    (r"\.mlp(?:_cross)?\.fc1\.", ".mlp.wi."),
-    (r"\.mlp(?:_cross)?\.fc2\.", ".mlp.wo."),
-    (r"\.gamma_([12])(?:_cross)?$", r".scale\1.gamma"),
-)
-_DERIVED = ("encoder.pos_embed", "rd_pos_embed", "alignment_encoder.")
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    import argparse
-
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise InputError(f"'{path}' is no readable checkpoint ({str(error).splitlines()[0]})") from None
-    except Exception as error:  # the restricted unpickler's own errors
-        kind = type(error).__name__
-        raise InputError(f"'{path}' is no checkpoint of tensors alone ({kind}): convert it to .safetensors") from None
-    state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict):
-        raise InputError(f"'{path}' holds no weights by name")
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
 def from_published(state: Mapping[str, Tensor], heads: int | None = None) -> CAE:
-    """A system out of weights in the official layout.
+    """A system out of weights in the official layout; its codebook is empty.
 
     Raises:
         InputError: names or shapes of another model.
     """
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.startswith(_DERIVED):
-            continue
-        new = next((re.sub(old, to, name) for old, to in _NAMES if re.search(old, name)), None)
-        if new is None:
-            raise InputError(f"the checkpoint has '{name}', which no CAE has")
-        for old, to in _INNER:
-            new = re.sub(old, to, new)
-        renamed[new] = value.float()
+    fields, renamed = cae_layout(state, heads)
+    system: CAE = CAE.Config.model_validate(fields).build()
     try:
-        weight = renamed["encoder.patch_embed.proj.weight"]
-        dim, channels, patch = weight.shape[0], weight.shape[1], weight.shape[2]
-        count = state["encoder.pos_embed"].shape[1] - 1
-        codes, inner = renamed["to_codes.weight"].shape
-    except KeyError as error:
-        raise InputError(f"the checkpoint lacks {error}: it is no pretrained CAE") from None
-
-    def depth(prefix: str) -> int:
-        return 1 + max(int(name.split(".")[prefix.count(".") + 1]) for name in renamed if name.startswith(prefix + "."))
-
-    def width(prefix: str, over: int) -> float:
-        return renamed[f"{prefix}.0.mlp.wi.weight"].shape[0] / over
-
-    def blocks(prefix: str, over: int) -> dict[str, Any]:
-        return {
-            "depth": depth(prefix),
-            "heads": heads or max(1, over // 64),
-            "bias": "qv",
-            "layer_scale": 0.1,
-            "mlp": {"kind": "mlp", "ratio": width(prefix, over)},
-        }
-
-    config = CAE.Config.model_validate(
-        {
-            "encoder": {
-                "image_size": round(count**0.5) * patch,
-                "patch": patch,
-                "channels": channels,
-                "dim": dim,
-                "blocks": blocks("encoder.blocks.blocks", dim),
-            },
-            "regressor": blocks("regressor.blocks", inner),
-            "decoder": blocks("decoder.blocks", inner),
-            "decoder_dim": None if inner == dim else inner,
-            "codebook": {"kind": "kmeans", "codes": codes, "patch": patch, "channels": channels},
-        }
-    )
-    system: CAE = config.build()
-    renamed["codebook.centres"] = system.codebook.centres
-    try:
-        system.load_state_dict(renamed, strict=True)
+        system.load_state_dict({**renamed, "codebook.centres": system.codebook.centres}, strict=True)
     except RuntimeError as error:
         raise InputError(f"the checkpoint does not fit: {' '.join(str(error).split())[:200]}") from None
     system.eval()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from encyclo.card import Card
@@ -103,7 +103,7 @@ def _task(rows: Any, queries: int, documents: int, words: int | None = None) -> 
 class SparseRetriever(System):
     """What every learned sparse retriever shares: loss, evaluation through a real index, and the verbs.
 
-    A subclass says how texts become weights (`weights`) and over which vocabulary.
+    A subclass says how texts become states (`states`) and against which matrix they are scored (`matrix`).
     """
 
     card = CARD
@@ -118,11 +118,20 @@ class SparseRetriever(System):
         query_tokens: int = Field(32, ge=1, description="in training")
         document_tokens: int = Field(180, ge=1, description="in training")
         longest: int = Field(256, ge=1, description="when encoding and searching; what is beyond is cut and told")
+        calibrate: int = Field(0, ge=0, description="training pairs that offsets b start from; 0: b = 0")
+        margin: float = Field(0.0, description="b_j = -(mean + margin * deviation) of term j's largest logit")
         batch_tokens: int = Field(4096, ge=1, description="padded tokens encoded at once")
         evaluation: Evaluation = Evaluation()
 
+        @model_validator(mode="after")
+        def _calibrated(self) -> "SparseRetriever.Config":
+            if self.calibrate and not self.sparse.bias:
+                raise ValueError("calibrate sets the offsets: it needs sparse.bias=true")
+            return self
+
     base: str
     vocabulary: int
+    splade: SparseHead
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -135,9 +144,26 @@ class SparseRetriever(System):
 
     # -- texts to weights --------------------------------------------------------------------------------------------
 
-    def weights(self, texts: Sequence[str], role: Role, *, longest: int) -> tuple[Float[Tensor, "n vocabulary"], int]:
-        """Term weights with gradient, and how many texts were cut."""
+    def states(
+        self, texts: Sequence[str], role: Role, *, longest: int
+    ) -> tuple[Float[Tensor, "n t d"], Bool[Tensor, "n t"], int]:
+        """Final states, which of them are pooled, and how many texts were cut."""
         raise NotImplementedError
+
+    @property
+    def matrix(self) -> Tensor:
+        """E, [vocabulary, dim]."""
+        raise NotImplementedError
+
+    @property
+    def offset(self) -> Tensor | None:
+        """The base model's own bias of E, where it has one."""
+        return None
+
+    def weights(self, texts: Sequence[str], role: Role, *, longest: int) -> tuple[Float[Tensor, "n vocabulary"], int]:
+        """Term weights in float32, with gradient, and how many texts were cut."""
+        hidden, pooled, cut = self.states(texts, role, longest=longest)
+        return self.splade(hidden, self.matrix, pooled, self.offset), cut
 
     def lengths(self, texts: Sequence[str], role: Role, *, longest: int) -> list[int]:
         """Tokens that each text takes in the model."""
@@ -222,8 +248,22 @@ class SparseRetriever(System):
         self.prepare(data, trainer)
         trainer.fit(self, self.loss, batches, config.training, before_step=count)
 
+    @torch.no_grad()
     def prepare(self, data: "Splits", trainer: "Trainer") -> None:
-        """What a subclass does before training."""
+        """Where asked for, start the offsets at what is usual: over queries and documents of some training pairs."""
+        config = self.config
+        if not config.calibrate:
+            return
+        self.to(trainer.device)
+        chosen = torch.Generator().manual_seed(trainer.seed)
+        rows = data.train.select(torch.randperm(len(data.train), generator=chosen)[: config.calibrate].tolist())
+        parts = []
+        sides: tuple[tuple[Role, int], ...] = (("query", config.query_tokens), ("document", config.document_tokens))
+        for role, longest in sides:
+            for start in range(0, len(rows), 16):
+                hidden, pooled, _ = self.states(rows[start : start + 16][role], role, longest=longest)
+                parts.append(self.splade.largest(hidden, self.matrix, pooled))
+        self.splade.calibrate(torch.cat(parts), config.margin)
 
     def evaluate(self, data: "Splits") -> dict[str, float]:
         """nDCG@10 and MRR@10 on both tasks, by the exact index over capped vectors, and what the vectors cost."""
@@ -404,8 +444,6 @@ class MistralSplade(SparseRetriever):
         """The matrix E: the model's output matrix, or its input embeddings."""
         prompt: Prompt = Prompt()
         lora: Lora = Lora(rank=16, alpha=8, dropout=0.1)
-        calibrate: int = Field(0, ge=0, description="training pairs that offsets b start from; 0: b = 0")
-        margin: float = Field(0.0, description="b_j = -(mean + margin * deviation) of term j's largest logit")
         checkpointing: bool = False
         """Compute the layers' activations again in the backward pass instead of keeping them."""
         remember: int = Field(0, ge=0, description="MiB of lower-layer states kept in training; needs lora.layers")
@@ -481,36 +519,11 @@ class MistralSplade(SparseRetriever):
             hidden = self.split.whole(ids.to(self.device))
         return hidden, pooled.to(self.device), sum(item.cut for item in prompted)
 
-    def weights(self, texts: Sequence[str], role: Role, *, longest: int) -> tuple[Float[Tensor, "n vocabulary"], int]:
-        """Term weights by the equation above, in float32."""
-        hidden, pooled, cut = self.states(texts, role, longest=longest)
-        return self.splade(hidden, self.matrix, pooled), cut
-
     def prepare(self, data: "Splits", trainer: "Trainer") -> None:
-        """Where asked for: offsets from the training documents, and a memory for the states of frozen layers."""
-        config = self.config
-        if config.remember:
-            self._cache = StateCache(self.split, config.remember)
-        if config.calibrate and self.splade.bias is not None:
-            self.to(trainer.device)
-            count = min(config.calibrate, len(data.train))
-            order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(trainer.seed))[:count]
-            rows = data.train.select(order.tolist())
-            self.splade.calibrate(self._largest(rows["query"], rows["document"]), config.margin)
-
-    @torch.no_grad()
-    def _largest(self, queries: Sequence[str], documents: Sequence[str]) -> Float[Tensor, "n vocabulary"]:
-        """Largest logit of every term in every text, of both roles."""
-        parts = []
-        both: list[tuple[Sequence[str], Role, int]] = [
-            (queries, "query", self.config.query_tokens),
-            (documents, "document", self.config.document_tokens),
-        ]
-        for texts, role, longest in both:
-            for start in range(0, len(texts), 16):
-                hidden, pooled, _ = self.states(texts[start : start + 16], role, longest=longest)
-                parts.append(self.splade.largest(hidden, self.matrix, pooled))
-        return torch.cat(parts)
+        """Offsets; and where asked for, a memory for the states of frozen layers."""
+        if self.config.remember:
+            self._cache = StateCache(self.split, self.config.remember)
+        super().prepare(data, trainer)
 
     def evaluate(self, data: "Splits") -> dict[str, float]:
         """As every sparse retriever; and the same before training, when the adapters still do nothing."""
@@ -600,8 +613,22 @@ class EncoderSplade(SparseRetriever):
         """Tokens with the special ones."""
         return [len(ids) for ids in self._tokens(texts, longest)]
 
-    def weights(self, texts: Sequence[str], role: Role, *, longest: int) -> tuple[Float[Tensor, "n vocabulary"], int]:
-        """Term weights pooled over all tokens of the text; an empty one has none."""
+    @property
+    def matrix(self) -> Tensor:
+        """The masked-token head's matrix, or the word embeddings."""
+        mlm = self.config.head == "masked-lm"
+        weight: Tensor = (self.model.get_output_embeddings() if mlm else self.model.get_input_embeddings()).weight
+        return weight
+
+    @property
+    def offset(self) -> Tensor | None:
+        """The masked-token head's bias."""
+        return self.model.get_output_embeddings().bias if self.config.head == "masked-lm" else None
+
+    def states(
+        self, texts: Sequence[str], role: Role, *, longest: int
+    ) -> tuple[Float[Tensor, "n t d"], Bool[Tensor, "n t"], int]:
+        """Final states; all tokens of a text are pooled, of an empty one none."""
         rows = self._tokens(texts, longest)
         extra = self.tokenizer.num_special_tokens_to_add()
         fill = self.tokenizer.pad_token_id or 0
@@ -610,14 +637,9 @@ class EncoderSplade(SparseRetriever):
         sizes = torch.tensor([len(row) for row in rows], device=self.device).unsqueeze(1)
         there = torch.arange(width, device=self.device) < sizes
         inputs = {"input_ids": ids, "attention_mask": there.long()}
-        if self.config.head == "masked-lm":
-            head = self.model.get_output_embeddings()
-            hidden, matrix, offset = head_inputs(self.model, **inputs), head.weight, head.bias
-        else:
-            hidden, matrix = self.model(**inputs).last_hidden_state, self.model.get_input_embeddings().weight
-            offset = None
-        cut = sum(len(row) >= longest + extra for row in rows)
-        return self.splade(hidden, matrix, there & (sizes > extra), offset), cut
+        mlm = self.config.head == "masked-lm"
+        hidden = head_inputs(self.model, **inputs) if mlm else self.model(**inputs).last_hidden_state
+        return hidden, there & (sizes > extra), sum(len(row) >= longest + extra for row in rows)
 
 
 class BM25(System):
