@@ -187,6 +187,7 @@ def verify(
     from encyclo.training import Trainer
 
     experiment = declared(slug, preset)
+    code = sources(slug)  # now: the files may change while this runs
     if not experiment.claims or preset == Preset.PAPER:
         raise InputError(f"preset '{preset}' of '{slug}' trains, but has nothing to verify on one machine")
     began = time.perf_counter()
@@ -258,7 +259,7 @@ def verify(
         "environment": environment(),
         "hashes": {
             "configs": {name: config.fingerprint() for name, config in experiment.systems.items()},
-            "sources": sources(slug),
+            "sources": code,
         },
         "pictures": [{"name": p.name, "caption": p.caption, "kind": p.kind, "docs": p.docs} for p in pictures],
     }

@@ -18,6 +18,7 @@ from encyclo.nn.vector_quantize import (
     ProductVectorQuantize,
     ResidualVectorQuantize,
     VectorQuantize,
+    group_basis,
     k_means,
     rotate,
     straight_through,
@@ -197,6 +198,27 @@ def test_k_means_finds_separated_clusters_and_each_group_its_own() -> None:
     x = (centres[:, :, None] + 0.01 * torch.randn(2, 3, 40, 2)).flatten(1, 2)
     best = min((k_means(x, 3, 20) for _ in range(8)), key=lambda found: float(torch.cdist(x, found).amin(-1).sum()))
     assert float(torch.cdist(centres, best).amin(-1).max()) < 0.1
+
+
+def test_group_basis_turns_into_uncorrelated_groups_of_equal_weight() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4000, 4) @ torch.randn(4, 8) + 0.01 * torch.randn(4000, 8) + 5
+    basis = group_basis(x, 2)
+    torch.testing.assert_close(basis @ basis.t(), torch.eye(8), atol=1e-5, rtol=0)
+    covariance = torch.cov((x @ basis.t()).t())
+    off = covariance - covariance.diag().diag()
+    assert float(off.abs().max()) < 1e-2 * float(covariance.diag().max())
+    weights = covariance.diag().clamp(min=1e-9).log().view(2, 4).sum(1)
+    assert float(weights.diff().abs()) < 3  # of eight logarithms that span about ten each
+    errors = []
+    for turn in (torch.eye(8), basis):
+        torch.manual_seed(0)
+        books = Codebooks.Config(size=32, init="k-means", rounds=20)
+        quantizer = ProductVectorQuantize.Config(groups=2, codebooks=books).build(dim=8)
+        turned = x @ turn.t()
+        quantizer.initialise(turned)
+        errors.append(float((turned - quantizer.eval()(turned).values).detach().square().mean()))
+    assert errors[1] < errors[0]
 
 
 def test_codebooks_initialised_from_data_are_healthy_where_the_published_draw_collapses() -> None:

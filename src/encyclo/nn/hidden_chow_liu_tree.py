@@ -90,7 +90,7 @@ class _Level:
 
     start: int
     stop: int
-    ranks: tuple[tuple[Int64[Tensor, " k"], Int64[Tensor, " k"]], ...]
+    ranks: tuple[tuple[Int64[Tensor, " _"], Int64[Tensor, " _"]], ...]
     parents: Int64[Tensor, " n"]
 
 

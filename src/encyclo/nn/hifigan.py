@@ -115,6 +115,11 @@ class HifiganGenerator(Part):
         _draw([*self.ups, self.last], self.config.init_std)
 
     @property
+    def from_latent(self) -> nn.Conv1d:
+        """The layer that reads the frames."""
+        return self.first
+
+    @property
     def context(self) -> int:
         """Frames to either side that a sample can depend on: with so much overlap, decoding in pieces is exact."""
         c = self.config
@@ -190,6 +195,11 @@ class HifiganEncoder(Part):
     def hop(self) -> int:
         """Samples per frame."""
         return self.config.hop
+
+    @property
+    def to_latent(self) -> nn.Conv1d:
+        """The layer that makes the frames."""
+        return self.last
 
     @property
     def context(self) -> int | None:

@@ -152,6 +152,13 @@ class SeanetEncoder(_Seanet):
         layers += [nn.ELU(), _PaddedConv1d(width, dim, config.last_kernel, **how)]
         self.layers = nn.ModuleList(layers)
 
+    @property
+    def to_latent(self) -> nn.Conv1d:
+        """The layer that makes the frames."""
+        last = self.layers[-1]
+        assert isinstance(last, _PaddedConv1d)
+        return last.conv
+
 
 class SeanetDecoder(_Seanet):
     """Frames to wave: [b, dim, t] -> [b, 1, t * hop]."""
@@ -172,6 +179,13 @@ class SeanetDecoder(_Seanet):
             layers += [_Residual(width, config.dilation_growth**j, config) for j in range(config.residual_layers)]
         layers += [nn.ELU(), _PaddedConv1d(width, 1, config.last_kernel, **how)]
         self.layers = nn.ModuleList(layers)
+
+    @property
+    def from_latent(self) -> nn.Conv1d:
+        """The layer that reads the frames."""
+        first = self.layers[0]
+        assert isinstance(first, _PaddedConv1d)
+        return first.conv
 
 
 def _pad(x: Float[Tensor, "b c n"], left: int, right: int, mode: str) -> Float[Tensor, "b c m"]:

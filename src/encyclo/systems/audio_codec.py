@@ -563,7 +563,7 @@ def spectrograms(
     kind: Literal["webp", "png"] = "webp",
     docs: bool = False,
 ) -> Picture:
-    """Log-magnitude spectrograms of several waves, one above the other on one scale (dB under the first's loud parts)."""
+    """Spectrograms of several waves, one above the other, on one scale (dB under loud parts of the first)."""
     from PIL import Image
 
     made, axes = figure(7.0, 0.9 + 1.3 * len(waves), rows=len(waves))
@@ -574,7 +574,8 @@ def spectrograms(
         label: 20 * magnitude_spectrogram(wave.cpu(), size, hop, window).clamp(min=1e-5).log10()
         for label, wave in waves.items()
     }
-    top = float(torch.quantile(next(iter(shown.values())).flatten()[: 1 << 24], 0.99))  # of the first, the original
+    first = next(iter(shown.values()))
+    top = float(torch.quantile(first.flatten()[: 1 << 24], 0.99))
     shown = {label: values - top for label, values in shown.items()}
     for axis, (label, values) in zip(grid, shown.items(), strict=True):
         axis.grid(False)

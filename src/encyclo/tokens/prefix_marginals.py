@@ -103,7 +103,7 @@ class IntegerCircuit:
 
     # -- exact arithmetic ----------------------------------------------------------------------------------------
 
-    def split(self, message: Float64[Tensor, "m n"]) -> Float64[Tensor, "m 2n"]:
+    def split(self, message: Float64[Tensor, "m n"]) -> Float64[Tensor, "m both"]:
         """A positive message as two whole numbers below 2^half for each entry: high halves, then low ones.
 
         Each sample is scaled by the power of two that brings its largest entry into [1/2, 1); entries below
@@ -114,7 +114,7 @@ class IntegerCircuit:
         high = scaled.floor()
         return torch.cat([high, scaled.sub_(high).mul_(unit).floor_()], 1)
 
-    def merge(self, parts: Float64[Tensor, "k 2n"]) -> Float64[Tensor, "k n"]:
+    def merge(self, parts: Float64[Tensor, "k both"]) -> Float64[Tensor, "k n"]:
         """One number from its two halves."""
         high, low = parts.chunk(2, 1)
         return torch.add(low, high, alpha=float(1 << self.half))
@@ -319,7 +319,7 @@ class Weights:
         """Probabilities of all values, unnormalised and exact: rows for a bulk coder."""
         return self._every(self.table.diff())
 
-    def cumulatives(self) -> Int64[Tensor, "n values+1"]:
+    def cumulatives(self) -> Int64[Tensor, "n bounds"]:
         """Cumulatives of all values in 0..2^24: the decoder's side of `interval`."""
         sums = self._every(self.table)
         return self.circuit.grid(sums, sums[:, -1:], torch.arange(sums.shape[1], device=sums.device))

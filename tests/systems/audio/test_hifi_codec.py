@@ -214,6 +214,20 @@ def test_one_group_is_the_rival() -> None:
     assert torch.equal(one.codes(wave), two.codes(wave))
 
 
+@pytest.mark.parametrize("kind", ["hifigan", "seanet"])
+def test_turning_the_latent_changes_no_wave(kind: str) -> None:
+    seanet = {"rates": (5, 4), "filters": 4, "lstm_layers": 1}
+    halves = {"encoder": SeanetEncoder.Config(**seanet), "decoder": SeanetDecoder.Config(**seanet)}
+    made = codec(quantizer=NoQuantize.Config(), **(halves if kind == "seanet" else {}))
+    wave = torch.randn(1, 1, 400) * 0.1
+    before, _ = made(wave)
+    z = made.encoder(wave)
+    basis = torch.linalg.qr(torch.randn(8, 8)).Q
+    made.turn(basis)
+    torch.testing.assert_close(made.encoder(wave), torch.einsum("ij,bjt->bit", basis, z), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(made(wave)[0], before, atol=1e-5, rtol=1e-4)
+
+
 def test_halves_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValidationError, match="hop is 20"):
         config(decoder=HifiganGenerator.Config(channels=16, rates=(4, 4), kernels=(8, 8), blocks=BLOCKS))

@@ -28,6 +28,7 @@ from encyclo.nn.vector_quantize import (
     ProductVectorQuantize,
     Quantizer,
     ResidualVectorQuantize,
+    group_basis,
 )
 from encyclo.nn.wave_discriminators import (
     MultiPeriodDiscriminator,
@@ -115,6 +116,11 @@ class HifiCodec(AudioCodec):
             None, description="a first stage without quantiser and discriminators (not published)"
         )
         continuous_objective: Objective = Field(Objective(), description="of that stage: its mel and wave terms")
+        decorrelate: bool = Field(
+            False,
+            description="before the codebooks are set, turn the latent's axes so that the groups are uncorrelated (not"
+            " published): training from scratch finds its own split, a trained autoencoder has none",
+        )
         survey_files: int = Field(500, ge=1, description="training files that codebooks and tables are set from")
         training: TrainingConfig = TrainingConfig(
             steps=14_000_000,
@@ -207,17 +213,33 @@ class HifiCodec(AudioCodec):
 
     @torch.no_grad()
     def _set_codebooks(self, data: Splits, trainer: Trainer) -> None:
-        """k-means and the like on the latents of training segments, before the first step."""
-        if self.config.quantizer.codebooks.init in ("uniform", "normal"):
+        """Axes and codebooks from the latents of training segments, before the first step, where asked for."""
+        config = self.config
+        from_data = config.quantizer.codebooks.init not in ("uniform", "normal")
+        if not (from_data or config.decorrelate):
             return
-        batches = self._batches(data, trainer, self.config.training)
-        enough = 40 * self.config.quantizer.codebooks.size
+        batches = self._batches(data, trainer, config.training)
+        enough = 40 * config.quantizer.codebooks.size
         latents: list[Tensor] = []
         self.eval()
         while sum(map(len, latents)) < enough:
             wave = next(batches).to(trainer.device)
             latents.append(self.encoder(wave[:, None]).transpose(1, 2).flatten(0, 1))
-        self.quantizer.initialise(torch.cat(latents)[:enough])
+        z = torch.cat(latents)[:enough]
+        if config.decorrelate and config.quantizer.groups > 1:
+            basis = group_basis(z, config.quantizer.groups)
+            self.turn(basis)
+            z = z @ basis.t()
+        if from_data:
+            self.quantizer.initialise(z)
+
+    @torch.no_grad()
+    def turn(self, basis: Float[Tensor, "d d"]) -> None:
+        """Express the latent in another orthogonal basis: the layers on both sides take it up, no wave changes."""
+        to, back = self.encoder.to_latent, self.decoder.from_latent
+        to.weight.copy_(torch.einsum("ij,jck->ick", basis, to.weight))
+        to.bias.copy_(basis @ to.bias)
+        back.weight.copy_(torch.einsum("ij,wjk->wik", basis, back.weight))
 
     # -- published weights -----------------------------------------------------------------------------------------
 
@@ -459,8 +481,9 @@ def experiment(preset: Preset) -> Experiment:
         continuous_objective=_FIRST,
         continuous=_budget(3 if smoke else 700, 2 if smoke else 8, 4e-3),
         training=_budget(4 if smoke else 250, 2 if smoke else 8, 1e-3),
-        survey_files=4 if smoke else 300,
-        evaluation=Evaluation(files=2 if smoke else 40, unseen_files=2 if smoke else 20),
+        survey_files=4 if smoke else 200,
+        decorrelate=True,
+        evaluation=Evaluation(files=2 if smoke else 32, unseen_files=2 if smoke else 16),
     )
     arms = _arms(base, 8 if smoke else 256, "k-means")
     if smoke:

@@ -361,9 +361,9 @@ def experiment(preset: Preset) -> Experiment:
         fairness=(
             "All arms: the same frames, loss, optimiser, batch of 2, schedule and at most 60,000 stored numbers. Both"
             " networks have the learning rate that was best for them, of 1e-3 to 1.6e-2 in factors of 2 (8e-3 for both,"
-            f" on this clip). '{LATER}' has 2.5 times the steps, about HNeRV's seconds (see the column). Arms with 'half' see every"
-            " other frame, for as many epochs. x264 and x265 (preset medium, one thread) code the same frames; the"
-            " clip itself was once coded by H.264, which flatters them."
+            f" on this clip). '{LATER}' has 2.5 times the steps, about HNeRV's seconds (see the column). Arms with"
+            " 'half' see every other frame, for as many epochs. x264 and x265 (preset medium, one thread) code the same"
+            " frames; the clip itself was once coded by H.264, which flatters them."
         ),
     )
 
