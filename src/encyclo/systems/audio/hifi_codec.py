@@ -786,10 +786,10 @@ _COLUMNS = {
 }
 
 _FAIRNESS = (
-    "One continuous autoencoder per seed is copied into every arm; then every arm trains on the same batches for the"
-    " same steps with the same losses. Codebooks are set by k-means on the same latents, and for arms with groups the"
-    " latent's axes are turned first so that the groups are uncorrelated; neither is published, but the published uniform"
-    " draw collapses on a trained encoder, and one that was never trained in groups has none (for residual VQ a turn"
-    " changes nothing). No discriminators in this run: the claim tested is the quantiser's. The restart threshold of"
-    " rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
+    "One continuous autoencoder per seed is copied into every arm; then every arm trains on the same batches for"
+    " the same steps with the same losses. Codebooks are set by k-means on the same latents, and for arms with"
+    " groups the latent's axes are turned first so that the groups are uncorrelated; neither is published, but"
+    " the published uniform draw collapses on a trained encoder, and one that was never trained in groups has"
+    " none (for residual VQ a turn changes nothing). No discriminators in this run: the claim tested is the"
+    " quantiser's. The restart threshold of rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
 )

@@ -764,12 +764,12 @@ def experiment(preset: Preset) -> Experiment:
         pictures=_pictures,
         columns=_COLUMNS,
         fairness=(
-            "All arms get the same pairs in the same order and the same tests, and are ranked by the same exact index over"
-            " at most 128 terms of a query and 256 of a document; the three learned arms get the same number of steps. Each"
-            " starts at the margin and temperature with the lowest loss on training pairs before the first step; learning"
-            " rates were not searched. BM25's two numbers were chosen on training pairs from a grid of 20. The encoder's"
-            " base model is no blank sheet: it was trained on a billion sentence pairs before, the language model on none."
-            " Standard errors are paired over queries; there is one seed."
+            "All arms get the same pairs in the same order and the same tests, and are ranked by the same exact index"
+            " over at most 128 terms of a query and 256 of a document; the learned arms get the same number of steps."
+            " Margin and temperature of the language model (with echo) and of the encoder were chosen by the loss on"
+            " training pairs before the first step; learning rates were not searched. BM25's two numbers were"
+            " chosen on training pairs from a grid of 20. The encoder's base model was trained on a billion sentence"
+            " pairs before, the language model on none. Standard errors are paired over queries; there is one seed."
         ),
     )
 

@@ -624,8 +624,8 @@ def experiment(preset: Preset) -> Experiment:
         ),
         Preset.LAPTOP: (
             {"vocabulary": 7990, "dim": 128, "layers": 4, "heads": 4},
-            _recipe(seconds=85, batch_size=64, lr=2e-3),
-            28,
+            _recipe(seconds=68, batch_size=32, lr=2e-3),
+            22,
         ),
         Preset.GPU: (
             {"vocabulary": 16_320, "dim": 512, "layers": 8, "heads": 8},
@@ -643,7 +643,7 @@ def experiment(preset: Preset) -> Experiment:
         return config.replace(
             encoder=config.encoder.replace(**shape, dropout=0.0, positions=positions, feed_forward=_undropped(config)),
             training=training,
-            evaluated=64 if smoke else None,
+            evaluated=64 if smoke else 1500,
         )
 
     ours, rival = sized(ours), sized(rival)
@@ -763,7 +763,7 @@ def _recipe(*, lr: float, **changes: Any) -> TrainingConfig:
     paper = MosaicBERT.Config().training
     optimiser = paper.optimiser.replace(lr=lr)
     schedule = paper.schedule.replace(final=0.0)
-    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 100, **changes})
+    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 50, **changes})
 
 
 def _undropped(config: MosaicBERT.Config) -> Mlp.Config | Glu.Config:
