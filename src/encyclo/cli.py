@@ -519,7 +519,7 @@ def _installed(metadata: Any, wheel: str) -> str:
     try:
         return str(metadata.version(wheel))
     except metadata.PackageNotFoundError:
-        return f"not installed (pip install {wheel})"
+        return f"not installed (pip install --no-deps {wheel})"
 
 
 @app.command()

