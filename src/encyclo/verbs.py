@@ -236,6 +236,8 @@ def read(word: str, wanted: Any) -> Any:
             isfile = path.is_file()
         except OSError:  # a long text is no path
             isfile = False
+        if not isfile and path.suffix in (".txt", ".md", ".rst") and len(word.split()) == 1:
+            raise InputError(f"there is no file '{word}'")  # a mistyped name, not a text
         if not isfile:
             return word
         try:

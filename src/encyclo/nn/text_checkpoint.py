@@ -202,6 +202,11 @@ def encoder_config(described: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     gated = wi.shape[0] == 2 * hidden
     if gated and told != "gelu":
         raise InputError(f"a gated feed-forward with hidden_act '{told}' is not MosaicBERT's")
+    heads = described.get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or words.shape[1] % heads:
+        raise InputError(
+            f"num_attention_heads is {heads!r}, the width is {words.shape[1]}: is config.json another model's?"
+        )
     dropout = float(described.get("hidden_dropout_prob", 0.1))
     table = state.get("encoder.positions.table.weight")
     types = state.get("encoder.types.weight")
@@ -210,7 +215,7 @@ def encoder_config(described: Mapping[str, Any], state: Mapping[str, Tensor]) ->
         vocabulary_multiple=1,
         dim=words.shape[1],
         layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers.")),
-        heads=int(described["num_attention_heads"]),
+        heads=heads,
         feed_forward=(
             Glu.Config(kind="geglu", hidden=hidden, dropout=dropout)
             if gated

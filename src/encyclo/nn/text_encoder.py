@@ -180,6 +180,7 @@ class TextEncoder(Part):
         *,
         types: Int64[Tensor, " n"] | None = None,
         chosen: Int64[Tensor, " k"] | None = None,
+        path: AttentionPath | None = None,
     ) -> Float[Tensor, "m dim"]:
         """The vectors of a layout's tokens.
 
@@ -189,6 +190,7 @@ class TextEncoder(Part):
             types: token types; all 0 if not given.
             chosen: entries whose vectors are wanted. The last layer's output matrix, feed-forward and norms then run on
                 these only; the result is exactly what they would be otherwise.
+            path: how attention is computed here; the configuration's way if not given.
 
         Raises:
             InputError: a sequence longer than a table of learned positions.
@@ -206,7 +208,7 @@ class TextEncoder(Part):
         attention = attention_over(
             layout,
             self.alibi,
-            path=config.attention,
+            path=path or config.attention,
             buckets=config.buckets,
             dtype=dtype,
             dropout=config.attention_dropout if self.training else 0.0,
@@ -238,6 +240,8 @@ class TextEncoder(Part):
         device = self.words.weight.device
         begin = lengths.cumsum(0) - lengths
         runs = runs_by_length(lengths, batch_tokens)
+        # texts of like length have few distinct lengths, and no gradients to gather: attention needs no padding at all
+        path: AttentionPath | None = "lengths" if self.config.attention == "auto" and device.type == "cpu" else None
         pooled = []
         for rows in runs:
             sizes = lengths[rows]
@@ -245,7 +249,7 @@ class TextEncoder(Part):
             places = torch.arange(int(sizes.sum())) + (begin[rows] - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
             tokens = layout.arrange(ids[places], self.pad).to(device)
             layout = layout.to(device)
-            x = self.flat(tokens, layout)
+            x = self.flat(tokens, layout, path=path)
             pooled.append((layout.mean(x) if pool == "mean" else layout.first(x).float()).cpu())
         joined = torch.cat(pooled)
         return torch.empty_like(joined).index_copy(0, torch.cat(runs), joined)
