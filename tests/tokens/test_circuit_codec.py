@@ -46,6 +46,17 @@ def test_nothing_and_damage(streams):
             decode_samples(CIRCUIT, bad, n, streams=streams)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_one_stream_of_another_length_is_refused(seed):
+    data = PART.sample(torch.Generator().manual_seed(seed), torch.zeros(1 + 2 * seed, 60, dtype=torch.uint8))
+    n, payload = len(data), encode_samples(CIRCUIT, data)
+    assert torch.equal(decode_samples(CIRCUIT, payload, n), data)
+    damaged = [(payload[:-size], n) for size in (1, 4, 8)] + [(payload + bytes(size), n) for size in (1, 4, 8)]
+    for bad, count in (*damaged, (payload, n - 1), (payload, n + 1)):
+        with pytest.raises(InputError):
+            decode_samples(CIRCUIT, bad, count)
+
+
 def test_schedules_side_by_side():
     found = compare_schedules(CIRCUIT, DATA[:4])
     assert found["same_bytes_by_all_schedules"] == 1.0

@@ -128,7 +128,47 @@ def test_range_reader_tells_what_is_left():
     with pytest.raises(InputError, match="damaged"):
         reader.finish()
     with pytest.raises(InputError, match="cut off"):
-        RangeReader(b"12345")
+        RangeReader(b"\x01\x0212345")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_range_reader_refuses_a_piece_more_or_less(seed):
+    """By stored numbers, not by luck: a range decoder alone often takes a stream without its last words for whole."""
+    rng = np.random.default_rng(seed)
+    n, k = int(rng.integers(1, 400)), int(rng.integers(2, 40))
+    rows = rng.dirichlet(np.full(k, 0.3), size=n)
+    symbols = np.array([rng.choice(k, p=row) for row in rows])
+    writer = RangeWriter()
+    writer.put(symbols, rows)
+    payload = writer.finish()
+    cut = [payload[:-size] for size in (1, 4, 8, len(payload) - 3, len(payload)) if size <= len(payload)]
+    for bad in (*cut, payload + b"\0", payload + bytes(4), payload + bytes(8), payload + payload):
+        with pytest.raises(InputError):
+            RangeReader(bad)
+    reader = RangeReader(payload)
+    assert np.array_equal(reader.take(rows), symbols)
+    with pytest.raises(InputError, match="0 symbols left"):
+        reader.take(rows[:1])
+    few = RangeReader(payload)
+    few.take(rows[:-1])
+    with pytest.raises(InputError, match="1 symbols more"):
+        few.finish()
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("size", [4, 8])
+def test_range_payloads_cut_or_lengthened(seed, size):
+    rng = np.random.default_rng(seed)
+    rows = rng.dirichlet(np.full(7, 0.3), size=100)
+    symbols = np.array([rng.choice(7, p=row) for row in rows])
+    for encoded, decode in (
+        (encode_rows(symbols, rows, coder="range"), lambda bad, rows=rows: decode_rows(bad, rows)),
+        (encode_table(symbols, rows[0], coder="range"), lambda bad, table=rows[0]: decode_table(bad, table)),
+        (encode_symbols(symbols, coder="range"), decode_symbols),
+    ):
+        for bad in (encoded[:-size], encoded + bytes(size)):
+            with pytest.raises(InputError):
+                decode(bad)
 
 
 @pytest.mark.parametrize("coder", CODERS)

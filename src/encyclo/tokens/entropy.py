@@ -156,40 +156,53 @@ def decode_table(
 
 
 class RangeWriter:
-    """Range coding piece by piece: what was put first is taken first."""
+    """Range coding piece by piece: what was put first is taken first.
+
+    The payload begins with the numbers of symbols and of words (together 2 to 8 bytes). A range decoder cannot know
+    where its words should end: without the numbers, one that was cut off may pass for whole.
+    """
 
     def __init__(self) -> None:
         self._coder: Any = _constriction().stream.queue.RangeEncoder()
+        self._count = 0
 
     def put(self, symbols: Int[ndarray, " n"] | UInt[ndarray, " n"], probabilities: Float[ndarray, "n k"]) -> None:
         """Append symbols, each with its own row of probabilities (k >= 2)."""
         coded = _check(symbols, probabilities.shape[-1])
         if len(coded):
             self._coder.encode(coded, _family(), np.ascontiguousarray(probabilities))
+            self._count += len(coded)
 
     def finish(self) -> bytes:
         """All that was put, as bytes."""
-        return _from_words(self._coder.get_compressed())
+        return varint(self._count) + _sealed(self._coder.get_compressed())
 
 
 class RangeReader:
     """Takes what a `RangeWriter` put, in the same order and pieces.
 
     Raises:
-        InputError: for a payload whose length fits no range coder.
+        InputError: for a payload that is cut off or goes on behind its last word.
     """
 
     def __init__(self, payload: bytes) -> None:
-        self._coder: Any = _constriction().stream.queue.RangeDecoder(_to_words(payload))
+        reader = Reader(payload)
+        self._left = reader.varint()
+        self._coder: Any = _constriction().stream.queue.RangeDecoder(_unsealed(reader))
 
     def take(self, probabilities: Float[ndarray, "n k"]) -> Int64[ndarray, " n"]:
         """The next n symbols, one for each row.
 
         Raises:
-            InputError: where the payload cannot have come from these probabilities.
+            InputError: where fewer are left, or the payload cannot have come from these probabilities.
         """
+        if len(probabilities) > self._left:
+            raise InputError(
+                f"the payload has {self._left} symbols left where {len(probabilities)} are needed: it is damaged"
+            )
         if len(probabilities) == 0:
             return np.zeros(0, dtype=np.int64)
+        self._left -= len(probabilities)
         try:
             return _signed(self._coder.decode(_family(), np.ascontiguousarray(probabilities)))
         except (ValueError, AssertionError):
@@ -201,6 +214,8 @@ class RangeReader:
         Raises:
             InputError: where the payload goes on.
         """
+        if self._left:
+            raise InputError(f"the payload has {self._left} symbols more than were expected: it is damaged")
         if not self._coder.maybe_exhausted():
             raise _damaged()
 
@@ -230,12 +245,12 @@ def _encode(symbols: Any, coder: Coder, *model: Any) -> bytes:
         return _from_words(stack.get_compressed())
     queue = stream.queue.RangeEncoder()
     queue.encode(symbols, *model)
-    return _from_words(queue.get_compressed())
+    return _sealed(queue.get_compressed())
 
 
 def _decode(payload: bytes, coder: Coder, *model: Any) -> Int64[ndarray, " n"]:
     stream = _constriction().stream
-    words = _to_words(payload)
+    words = _to_words(payload) if coder == "ans" else _unsealed(Reader(payload))
     try:
         decoder = stream.stack.AnsCoder(words) if coder == "ans" else stream.queue.RangeDecoder(words)
         symbols = decoder.decode(*model)
@@ -265,6 +280,18 @@ def _to_words(payload: bytes) -> UInt32[ndarray, " w"]:
     if len(payload) % 4:
         raise InputError(f"a payload of {len(payload)} bytes is no whole number of words: it is cut off")
     return np.frombuffer(payload, dtype="<u4").astype(np.uint32)
+
+
+def _sealed(words: Any) -> bytes:
+    """Words behind their number."""
+    return varint(len(words)) + _from_words(words)
+
+
+def _unsealed(reader: Reader) -> UInt32[ndarray, " w"]:
+    """What `_sealed` made of words, up to the reader's end."""
+    words = reader.take(4 * reader.varint())
+    _ended(reader)
+    return _to_words(words)
 
 
 def _damaged() -> InputError:
