@@ -1,7 +1,5 @@
 """Context autoencoder: an image encoder that learns by predicting, in its own latents, the patches it does not see."""
 
-import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +10,14 @@ from jaxtyping import Float, Int64, UInt8
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from encyclo import page
 from encyclo.card import Card
 from encyclo.data import Splits
-from encyclo.data.atomic import write_bytes
 from encyclo.data.augment import IMAGENET_MEAN, IMAGENET_STD, Augment
 from encyclo.data.images import write_image
 from encyclo.errors import InputError
 from encyclo.experiment import Claim, Experiment, Preset, Trial
-from encyclo.losses.masked_pixels import masked_pixel_loss, patch_targets
+from encyclo.metrics.latent_bypass import HEADLINES, bypass_metrics, bypass_page, bypass_sheet
 from encyclo.nn.latent_regressor import LatentRegressor
 from encyclo.nn.masked_autoencoder import MaskedDecoder
 from encyclo.nn.patch import gather_tokens, patchify, unpatchify
@@ -29,6 +27,7 @@ from encyclo.picture import Picture, curves, grid
 from encyclo.sampling.masks import BlockMask, Mask, RandomMask, split_mask
 from encyclo.systems.image_checkpoints import cae_layout, read_weights
 from encyclo.systems.image_encoder import ImageEncoder, ImageEncoderConfig
+from encyclo.systems.image_rivals import MaskedAutoencoder, MaskedAutoencoderConfig, UntrainedEncoder
 from encyclo.tokens.image_codebook import KMeansCodebook, PatchTokenizer
 from encyclo.training import AdamW, Loss, Schedule, Trainer, TrainingConfig
 from encyclo.verbs import Result
@@ -211,7 +210,7 @@ class CAE(ImageEncoder):
         pixels = self.held_out(data)
         if pixels is None:
             return {}
-        return {**path_metrics(self.paths(pixels)), **self.probe_metrics(data)}
+        return {**bypass_metrics(self.paths(pixels)), **self.probe_metrics(data)}
 
     # -- verbs -----------------------------------------------------------------------------------------------------
 
@@ -243,7 +242,7 @@ class CAE(ImageEncoder):
         mask = self.config.mask if mask_ratio is None else self.config.mask.replace(ratio=mask_ratio)
         found = self.paths(pixels, mask, seed=seed)
         rows = self._drawn(pixels, found)
-        report = {name: value for name, value in path_metrics(found).items() if name in _SHOWN}
+        report = {name: value for name, value in bypass_metrics(found).items() if name in HEADLINES}
         if out is None:
             return Result(rows, report, notes)
         # [n, row, c, h, w]: rows below one another, pictures side by side
@@ -264,18 +263,17 @@ class CAE(ImageEncoder):
         notes: list[str] = []
         pixels = self.read(images, notes)
         found = self.paths(pixels, seed=seed)
-        measured = path_metrics(found)
+        measured = bypass_metrics(found)
         shown = self._drawn(pixels[:16], {name: value[:16] for name, value in found.items()})
-        sheet = _sheet(shown, "bypass", "", scale=max(1, 112 // self.size))
+        sheet = bypass_sheet(shown, "bypass", "The first pictures.", side=112)
         codes = torch.arange(min(self.codebook.codes, 256))[None]
         side = max(1, int(codes.shape[1] ** 0.5))
         centres = self.codebook.decode(codes[:, : side * side].to(self.device), (side, side)).cpu()
-        atlas = grid({"codes": centres}, "codes", "", scale=max(1, 256 // centres.shape[-1]))
-        page = _page(measured, len(pixels), sheet, atlas)
-        if out is None:
-            return Result(page, measured, notes)
-        write_bytes(page.encode(), out)
-        return Result(out, measured, notes)
+        atlas = grid(
+            {"codes": centres}, "codes", "The codes, each as its centre.", scale=max(1, 256 // centres.shape[-1])
+        )
+        text = bypass_page(measured, len(pixels), (sheet, atlas))
+        return Result(text if out is None else page.write(out, text), measured, notes)
 
     @classmethod
     def import_(cls, checkpoint: Path, *, heads: int | None = None, out: Path | None = None) -> Result:
@@ -322,161 +320,6 @@ class CAE(ImageEncoder):
         return torch.stack(rows, 1)
 
 
-# -- rivals ----------------------------------------------------------------------------------------------------------
-
-
-class MAE(ImageEncoder):
-    """Masked autoencoder (He et al. 2021, arXiv 2111.06377): pixels of hidden patches from visible and mask tokens."""
-
-    card = CARD
-
-    class Config(ImageEncoderConfig):
-        """Every number of the method; the defaults are the published base model."""
-
-        encoder: ViT.Config = ViT.Config(sincos_first="column")
-        decoder: MaskedDecoder.Config = MaskedDecoder.Config()
-        mask: Mask = RandomMask(ratio=0.75)
-        normalise_pixels: bool = Field(True, description="each target patch by its own mean and deviation")
-        mean: tuple[float, ...] = IMAGENET_MEAN
-        std: tuple[float, ...] = IMAGENET_STD
-        augment: Augment = Augment(scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), flip=0.5)
-
-    config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        out = config.encoder.patch**2 * config.encoder.channels
-        self.decoder = config.decoder.build(encoder_dim=config.encoder.dim, grid=self.grid, out_dim=out)
-
-    def loss(self, images: UInt8[Tensor, "b c h w"]) -> Loss:
-        """Mean squared error over the pixels of hidden patches."""
-        images = self.config.augment(images)
-        mask = self.config.mask.draw(len(images), self.grid)
-        visible, hidden = (index.to(images.device) for index in split_mask(mask))
-        pixels = self.prepared(images)
-        target = patch_targets(pixels, self.config.encoder.patch, normalise=self.config.normalise_pixels)
-        predicted = self.decoder(self.encoder(pixels, visible), torch.cat((visible, hidden), 1))
-        loss = masked_pixel_loss(predicted.float(), target, mask.to(images.device))
-        return Loss(loss, float(hidden.numel()))
-
-    def fit(self, data: Splits, trainer: Trainer) -> None:
-        """One stage."""
-        _, batches = self.batches(data, trainer)
-        trainer.fit(self, self.loss, batches, self.config.training)
-
-    def evaluate(self, data: Splits) -> dict[str, float]:
-        """The probes, if there are labels; accuracies in percent."""
-        return self.probe_metrics(data)
-
-
-class Untrained(ImageEncoder):
-    """The encoder as it was drawn: what the probes read off random features."""
-
-    card = CARD
-
-    class Config(ImageEncoderConfig):
-        """As for any encoder."""
-
-    def fit(self, data: Splits, trainer: Trainer) -> None:
-        """Nothing to learn; the weights are drawn from the run's seed, as those of the other arms are."""
-
-    def evaluate(self, data: Splits) -> dict[str, float]:
-        """The probes, if there are labels; accuracies in percent."""
-        return self.probe_metrics(data)
-
-
-# -- numbers and pictures ----------------------------------------------------------------------------------------------
-
-_SHOWN = ("token_accuracy", "bypass_accuracy", "majority", "alignment_error")
-
-
-def path_metrics(found: Mapping[str, Tensor]) -> dict[str, float]:
-    """Numbers out of `CAE.paths`; accuracies in percent."""
-    codes, ink = found["codes"], ~found["blank"]
-    target = found["target"].float().flatten(0, 1)
-    variance = float(target.var(0, correction=0).mean())
-    error = float((found["predicted"].float() - found["target"].float()).square().mean())
-    regressed, bypassed = (found[name] == codes for name in ("regressed", "bypassed"))
-    metrics = {
-        "token_accuracy": regressed,
-        "bypass_accuracy": bypassed,
-        "majority": codes == codes.flatten().mode().values,
-    }
-    if bool(ink.any()):
-        metrics["token_accuracy_ink"] = regressed[ink]
-        metrics["bypass_accuracy_ink"] = bypassed[ink]
-        metrics["majority_ink"] = codes[ink] == codes[ink].mode().values
-    numbers = {name: 100 * float(hits.double().mean()) for name, hits in metrics.items()}
-    numbers["bypass_share"] = 100 * numbers["bypass_accuracy"] / max(numbers["token_accuracy"], 1e-9)
-    return {**numbers, "alignment_error": error / max(variance, 1e-12), "latent_std": variance**0.5}
-
-
-_SAMPLE = 10
-"""Pictures in a sheet."""
-
-
-def _sheet(rows: UInt8[Tensor, "n 4 c h w"], name: str, caption: str, *, scale: int, docs: bool = False) -> Picture:
-    labels = ("picture", "visible to the encoder", "hidden patches through the regressor", "latent bypass")
-    return grid({label: rows[:, i] for i, label in enumerate(labels)}, name, caption, scale=scale, docs=docs)
-
-
-def _page(measured: Mapping[str, float], count: int, *sheets: Picture) -> str:
-    meaning = {
-        "token_accuracy": "right codes for hidden patches through the regressor, %",
-        "bypass_accuracy": "right codes from the encoder's own latents of the hidden patches (latent bypass), %",
-        "majority": "right codes when always naming the most frequent one, %",
-        "token_accuracy_ink": "through the regressor, patches that are not blank, %",
-        "bypass_accuracy_ink": "latent bypass, patches that are not blank, %",
-        "majority_ink": "most frequent code, patches that are not blank, %",
-        "bypass_share": "latent bypass as a share of the regressor's path, %",
-        "alignment_error": "squared error of the predicted latents over the latents' variance",
-        "latent_std": "standard deviation of the latents (0 would be collapse)",
-    }
-    rows = "".join(
-        f"<tr><td>{html.escape(meaning[name])}</td><td class=n>{value:.4g}</td></tr>"
-        for name, value in measured.items()
-    )
-    images = "".join(
-        f'<figure><img alt="{s.name}" src="data:image/webp;base64,{base64.b64encode(s.content).decode()}"></figure>'
-        for s in sheets
-    )
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>CAE: latent bypass</title><style>'
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:#1f2430}"
-        "td{padding:.15rem 1rem .15rem 0;border-bottom:1px solid #e6e8ec}.n{text-align:right}img{max-width:100%}"
-        "figure{margin:1.5rem 0}</style><h1>Do predictions live in the encoder's latent space?</h1>"
-        f"<p>Measured on {count} pictures. The third row of the sheet goes from visible patches through the regressor"
-        " to the decoder. The fourth gives the decoder the encoder's own latents of the hidden patches: it can only"
-        " look right if the regressor predicts in that very space. The last sheet shows the codes, each as its"
-        f" centre.</p><table>{rows}</table>{images}</html>"
-    )
-
-
-def _pictures(trial: Trial) -> list[Picture]:
-    made: list[Picture] = []
-    test = trial.data.test
-    chosen = test.select([i * len(test) // _SAMPLE for i in range(_SAMPLE)])  # splits may be sorted by class
-    for arm, docs in (("cae", True), ("cae-unaligned", True)):
-        system = trial.systems.get(arm)
-        if isinstance(system, CAE):
-            pixels = system.pictures_of(chosen, trial.data.peak)
-            rows = system._drawn(pixels, system.paths(pixels))
-            caption = (
-                "Test pictures; what the encoder sees; hidden patches predicted through the regressor; and from the"
-                f" encoder's own latents of the hidden patches ({'with' if arm == 'cae' else 'without'} alignment)."
-            )
-            made.append(_sheet(rows, f"bypass-{arm}", caption, scale=max(1, 64 // system.size), docs=docs))
-    series = {
-        arm: [(step, value) for step, _, value in traced["alignment_mse"]]
-        for arm, traced in trial.curves.items()
-        if "alignment_mse" in traced
-    }
-    if series:
-        caption = "Squared error of predicted latents against the encoder's own, over the training steps."
-        made.append(curves(series, "alignment", caption, x="step", y="mean squared error", log_y=True, docs=True))
-    return made
-
-
 def from_published(state: Mapping[str, Tensor], heads: int | None = None) -> CAE:
     """A system out of weights in the official layout; its codebook is empty.
 
@@ -493,7 +336,58 @@ def from_published(state: Mapping[str, Tensor], heads: int | None = None) -> CAE
     return system
 
 
+# -- rivals ----------------------------------------------------------------------------------------------------------
+
+
+class MAE(MaskedAutoencoder):
+    """The rival: masked autoencoder, with its own decoder over visible and mask tokens, and pixels as the target."""
+
+    card = CARD
+
+    class Config(MaskedAutoencoderConfig):
+        """As published, base."""
+
+        encoder: ViT.Config = ViT.Config(sincos_first="column")
+
+
+class Untrained(UntrainedEncoder):
+    """The encoder as it was drawn."""
+
+    card = CARD
+
+    class Config(ImageEncoderConfig):
+        """As for any encoder."""
+
+
 # -- the experiment ----------------------------------------------------------------------------------------------------
+
+_SAMPLE = 10
+"""Pictures in a sheet."""
+
+
+def _pictures(trial: Trial) -> list[Picture]:
+    made: list[Picture] = []
+    test = trial.data.test
+    chosen = test.select([i * len(test) // _SAMPLE for i in range(_SAMPLE)])  # splits may be sorted by class
+    for arm in ("cae", "cae-unaligned"):
+        system = trial.systems.get(arm)
+        if isinstance(system, CAE):
+            pixels = system.pictures_of(chosen, trial.data.peak)
+            rows = system._drawn(pixels, system.paths(pixels))
+            caption = (
+                "Test pictures; what the encoder sees; hidden patches predicted through the regressor; and from the"
+                f" encoder's own latents of the hidden patches ({'with' if arm == 'cae' else 'without'} alignment)."
+            )
+            made.append(bypass_sheet(rows, f"bypass-{arm}", caption, docs=True))
+    series = {
+        arm: [(step, value) for step, _, value in traced["alignment_mse"]]
+        for arm, traced in trial.curves.items()
+        if "alignment_mse" in traced
+    }
+    if series:
+        caption = "Squared error of predicted latents against the encoder's own, over the training steps."
+        made.append(curves(series, "alignment", caption, x="step", y="mean squared error", log_y=True, docs=True))
+    return made
 
 
 def _small(
