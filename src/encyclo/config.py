@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar, get_args
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +20,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Fields of which one is set (a budget in steps or in seconds): an override of one unsets the others."""
+
     def replace(self: ConfigT, **changes: Any) -> ConfigT:
         """A copy with some fields changed, validated again."""
         return type(self).model_validate({**self._fields(), **changes})
@@ -34,11 +37,13 @@ class Config(BaseModel):
                 (naming the field and what it takes).
         """
         tree = self.model_dump(mode="json")
+        told: set[str] = set()
         for assignment in assignments:
             path, sign, text = assignment.partition("=")
             if not sign or not path:
                 raise InputError(f"'{assignment}' is not of the form field=value (a nested field: part.field=value)")
-            _assign(self, tree, path.split("."), _value(text), path)
+            told.add(path)
+            _assign(self, tree, path.split("."), _value(text), path, told)
         try:
             return type(self).model_validate(tree)
         except ValidationError as error:
@@ -72,14 +77,17 @@ def _value(text: str) -> Any:
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-def _assign(config: Any, tree: Any, path: list[str], value: Any, whole: str) -> None:
-    """Write `value` into the dumped `tree` at `path`, walking `config` beside it to know the field names."""
+def _assign(config: Any, tree: Any, path: list[str], value: Any, whole: str, told: Collection[str]) -> None:
+    """Write `value` into the dumped `tree` at `path`, walking `config` beside it to know the field names.
+
+    `told` holds the paths that were assigned to so far: what the user wrote is not unset for an alternative.
+    """
     name, *rest = path
     if isinstance(tree, list):
         if not name.isdigit() or int(name) >= len(tree):
             raise InputError(f"'{whole}': '{name}' is no index into {len(tree)} entries")
         if rest:
-            _assign(config[int(name)], tree[int(name)], rest, value, whole)
+            _assign(config[int(name)], tree[int(name)], rest, value, whole, told)
         else:
             tree[int(name)] = value
         return
@@ -95,7 +103,7 @@ def _assign(config: Any, tree: Any, path: list[str], value: Any, whole: str) -> 
             tree[name] = inner = {}
         if not isinstance(inner, dict | list):
             raise InputError(f"'{whole}': '{name}' is a plain value, it has no field '{rest[0]}'")
-        _assign(getattr(config, name, None), inner, rest, value, whole)
+        _assign(getattr(config, name, None), inner, rest, value, whole, told)
     elif name == "kind" and value != tree.get("kind"):
         tree.clear()
         tree["kind"] = value
@@ -103,6 +111,10 @@ def _assign(config: Any, tree: Any, path: list[str], value: Any, whole: str) -> 
         tree[name] = {"kind": value}  # `feed_forward=geglu` is short for `feed_forward.kind=geglu`
     else:
         tree[name] = value
+        alternatives = config.alternatives if isinstance(config, Config) and value is not None else ()
+        if name in alternatives:
+            above = whole[: -len(name)]
+            tree.update({other: None for other in alternatives if other != name and above + other not in told})
 
 
 def _explain(config: Config, error: ValidationError) -> str:

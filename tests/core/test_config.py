@@ -92,3 +92,22 @@ def test_a_part_builds_on_meta_and_gets_its_buffers_back() -> None:
 def test_context_may_not_shadow_a_field() -> None:
     with pytest.raises(TypeError, match="length is a field"):
         Table.Config().build(dim=2, length=5)
+
+
+class Budget(Config):
+    alternatives = ("steps", "seconds")
+
+    steps: int | None = 10
+    seconds: float | None = None
+
+
+class Job(Config):
+    budget: Budget = Budget()
+
+
+def test_one_of_two_alternatives_unsets_the_other_unless_both_are_given() -> None:
+    assert Budget().override(["seconds=5"]) == Budget(steps=None, seconds=5)
+    assert Job().override(["budget.seconds=5"]).budget == Budget(steps=None, seconds=5)
+    assert Budget(steps=None, seconds=5).override(["steps=3"]) == Budget(steps=3)
+    assert Budget().override(["steps=3", "seconds=5"]) == Budget(steps=3, seconds=5)
+    assert Budget().override(["seconds=null"]) == Budget()

@@ -52,6 +52,8 @@ class Schedule(Config):
 class TrainingConfig(Config):
     """Budget, optimiser and habits of one call of `Trainer.fit`. The budget is steps OR seconds, not both."""
 
+    alternatives = ("steps", "seconds")
+
     steps: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0)
     batch_size: int = Field(64, ge=1, description="global: over all processes and accumulated micro-batches")
