@@ -1,3 +1,6 @@
+import math
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +64,44 @@ def test_block_masks_hang_together() -> None:
     blocks = block_mask(200, (14, 14), 98, generator=generator)
     points = random_mask(200, 196, 98, generator=generator)
     assert together(blocks) > 1.5 * together(points)
+
+
+def one_by_one(rows: int, columns: int, hidden: int, min_block: int, draws: random.Random) -> list[list[bool]]:
+    """The rectangles of one image in the words of the algorithm, without the single patches at its end."""
+    cells = [[False] * columns for _ in range(rows)]
+    left, refused = hidden, 0
+    while left and refused < 10:
+        area = draws.uniform(min_block, left)
+        ratio = math.exp(draws.uniform(math.log(0.3), -math.log(0.3)))
+        height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        refused += 1
+        if not (0 < height < rows and 0 < width < columns):
+            continue
+        top, start = draws.randint(0, rows - height), draws.randint(0, columns - width)
+        inside = [(r, c) for r in range(top, top + height) for c in range(start, start + width)]
+        fresh = [(r, c) for r, c in inside if not cells[r][c]]
+        if 0 < len(fresh) <= left:
+            left, refused = left - len(fresh), 0
+            for r, c in fresh:
+                cells[r][c] = True
+    return cells
+
+
+def test_block_masks_are_drawn_as_one_by_one() -> None:
+    """The same share of each patch, and of each pair of neighbours, as from the plain loop."""
+    rows, columns, hidden, count = 5, 6, 12, 4000
+    draws = random.Random(0)
+    plain = torch.tensor([one_by_one(rows, columns, hidden, 3, draws) for _ in range(count)])
+    mask = block_mask(count, (rows, columns), hidden, min_block=3, generator=torch.Generator().manual_seed(0))
+    ours = mask.view(-1, rows, columns)
+    filled = (plain.sum((1, 2)) == hidden).float().mean()
+    assert filled > 0.9, "nearly all are full without single patches"
+
+    def shares(cells: torch.Tensor) -> torch.Tensor:
+        pairs = [cells[:, 1:] & cells[:, :-1], cells[:, :, 1:] & cells[:, :, :-1]]
+        return torch.cat([part.float().mean(0).flatten() for part in (cells, *pairs)])
+
+    torch.testing.assert_close(shares(ours), shares(plain), atol=0.045, rtol=0)
 
 
 def test_a_single_block_is_a_rectangle() -> None:

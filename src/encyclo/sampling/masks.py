@@ -87,28 +87,32 @@ def block_mask(
     """
     rows, columns = grid
     _check(hidden, rows * columns)
-    row, column = torch.arange(rows)[None, :, None], torch.arange(columns)[None, None, :]
+    row, column = torch.arange(rows), torch.arange(columns)
     mask = torch.zeros(batch, rows, columns, dtype=torch.bool)
-    refused = torch.zeros(batch, dtype=torch.int64)
-    active = torch.arange(batch)
-    while len(active):
-        left = (hidden - mask[active].sum((1, 2))).float()
-        draw = torch.rand(4, len(active), generator=generator)
+    left = torch.full((batch,), hidden)
+    going = torch.ones(batch, dtype=torch.bool)
+    while bool(going.any()):
+        # as many tries as may fail in a row, all from the same state: the first that will do is taken, the rest never
+        # happened; an image of whose tries none will do is through
+        draw = torch.rand(4, attempts, batch, generator=generator)
         area = min_block + draw[0] * (left - min_block)
-        ratio = torch.exp((2 * draw[1] - 1) * -math.log(aspect))
-        height = (area * ratio).sqrt().round().long()
-        width = (area / ratio).sqrt().round().long()
-        top = (draw[2] * (rows - height + 1)).long()
-        start = (draw[3] * (columns - width + 1)).long()
-        tall, wide = (x[:, None, None] for x in (height, width))
-        block = (row >= top[:, None, None]) & (row < top[:, None, None] + tall)
-        block = block & (column >= start[:, None, None]) & (column < start[:, None, None] + wide)
-        fresh = (block & ~mask[active]).sum((1, 2))
-        taken = (height >= 1) & (width >= 1) & (height < rows) & (width < columns) & (fresh >= 1) & (fresh <= left)
-        mask[active[taken]] |= block[taken]
-        refused[active] = torch.where(taken, 0, refused[active] + 1)
-        unfinished = mask[active].sum((1, 2)) < hidden
-        active = active[unfinished & (refused[active] < attempts)]
+        stretch = torch.exp((draw[1] - 0.5) * -math.log(aspect))  # the root of the aspect ratio
+        root = area.sqrt()
+        height, width = (root * stretch).round(), (root / stretch).round()
+        top, start = (
+            (draw[2] * (rows - height + 1)).long()[..., None],
+            (draw[3] * (columns - width + 1)).long()[..., None],
+        )
+        down = (row >= top) & (row < top + height[..., None])
+        across = (column >= start) & (column < start + width[..., None])
+        block = down[..., :, None] & across[..., None, :]
+        fresh = (block & ~mask).sum((-2, -1))
+        fits = (height >= 1) & (width >= 1) & (height < rows) & (width < columns) & (fresh >= 1) & (fresh <= left)
+        first = fits.int().argmax(0)
+        going = going & fits.any(0) & (left > 0)
+        taken = block[first, torch.arange(batch)] & going[:, None, None]
+        mask |= taken
+        left = hidden - mask.sum((-2, -1))
     flat = mask.flatten(1)
     # hidden patches come first, the others in random order: the first `hidden` of them are the mask
     order = (torch.rand(flat.shape, generator=generator) + (~flat).float()).argsort(1)
