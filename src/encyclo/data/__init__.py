@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from encyclo.data.bundled import Manifest as Manifest
     from encyclo.data.bundled import manifest as manifest
     from encyclo.data.bundled import names as names
-    from encyclo.data.loading import Splits as Splits
-    from encyclo.data.loading import load as load
+    from encyclo.data.splits import Splits as Splits
+    from encyclo.data.splits import load as load
 
 __all__ = ["Batches", "Manifest", "Splits", "load", "manifest", "names"]
 
 _HOME = {
     "Batches": "batches",
     "Manifest": "bundled",
-    "Splits": "loading",
-    "load": "loading",
+    "Splits": "splits",
+    "load": "splits",
     "manifest": "bundled",
     "names": "bundled",
 }

@@ -1,13 +1,12 @@
-"""`load`: one door for bundled packs, the user's own files, hub data sets and streams of shards."""
+"""Behind `load`: one door for bundled packs, the user's own files, hub data sets and streams of shards."""
 
 import hashlib
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -19,55 +18,14 @@ from encyclo.data import columns, shards, splitting
 from encyclo.data.bundled import Manifest, PackFile, manifest, names, nearest, pack_folder
 from encyclo.data.hub import read_hub
 from encyclo.data.own import Tables, read_files, read_path
+from encyclo.data.splits import Splits
 from encyclo.errors import InputError
 
-__all__ = ["Splits", "load"]
-
-Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+__all__ = ["read"]
 
 
-@dataclass(frozen=True)
-class Splits:
-    """A data set, split once and for all.
-
-    Attributes:
-        name: what it was asked for as.
-        kind: 'text', 'image', 'audio', 'video', 'pair' or 'table'.
-        train, validation, test: disjoint; a `datasets.Dataset`, or a `datasets.IterableDataset` of streamed shards.
-            Pictures, sound and video are the bytes of their files. For a few files validation and test may be empty.
-        fingerprint: sha256, in hex, over content and splits.
-        notes: everything lossy in reading it: files left out, bytes that could not be decoded ...
-        peak: in pictures, the value that means white.
-    """
-
-    name: str
-    kind: str
-    train: Rows
-    validation: Rows
-    test: Rows
-    fingerprint: str
-    notes: tuple[str, ...] = ()
-    peak: int = 255
-
-    @property
-    def streaming(self) -> bool:
-        """Whether the splits are streams, which have no length."""
-        return not isinstance(self.train, datasets.Dataset)
-
-
-def load(spec: str, kind: str | None = None, *, seed: int = 0) -> Splits:
-    """Load a data set.
-
-    Args:
-        spec: the name of a bundled pack; a file or folder; `hf:ID` or `hf:ID:CONFIG`; a glob of shards, which are
-            streamed; or several of these (but streams) joined by '+'.
-        kind: what is needed; None takes what is there. A pack may have several views, as `glosses` ('text', 'pair').
-        seed: draws the splits of the user's own data (90 / 5 / 5 by the hash of file or document, unless there are
-            folders train, validation and test); the packs' splits are fixed.
-
-    Raises:
-        InputError: unknown name, missing path, nothing that can be read, or another kind than `kind`.
-    """
+def read(spec: str, kind: str | None, seed: int) -> Splits:
+    """What `encyclo.data.load` tells of."""
     columns.check_kind(kind)
     if not spec.strip():
         raise InputError("no data set is named: give a pack, a file, a folder, hf:ID or a glob of shards")
