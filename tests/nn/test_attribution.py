@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from encyclo.errors import InputError
-from encyclo.nn.attribution import Attribution, deembed, graph, input_invariant, logit_effect
+from encyclo.nn.attribution import Attribution, deembed, graph, input_invariant, logit_effect, pulled_back
 from encyclo.nn.decoder_view import DecoderView
 from encyclo.nn.sparse_dictionary import SparseDictionary
 
@@ -118,10 +118,44 @@ def test_the_input_invariant_factor_times_the_activation_is_the_attribution(attr
     torch.testing.assert_close(parts, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_reads_without_input_have_their_shapes(attribution: Attribution) -> None:
-    dictionary = attribution.transcoders[1]
-    assert deembed(attribution.view, dictionary, 1).shape == (48, 50)
-    assert logit_effect(attribution.view, dictionary, 3).shape == (50,)
+@torch.no_grad()
+def test_reads_without_input_follow_the_weights(attribution: Attribution) -> None:
+    view, dictionaries = attribution.view, attribution.transcoders
+    direct = pulled_back(view, dictionaries, 2, 5)
+    torch.testing.assert_close(direct, view.layers[2].norm_mlp.fold(dictionaries[2].encoder[5]))
+    torch.testing.assert_close(deembed(view, direct), view.embedding @ direct)
+    assert logit_effect(view, dictionaries[1], 3).shape == (50,)
+    # a path's direction is that of the readers on a prompt, up to activations, patterns and norm scales
+    steps = [("feature", 1, 7), ("head", 0, 2)]
+    below = pulled_back(view, dictionaries, 2, 5, steps)
+    reader = attribution.feature_reader(2, 5, 4)
+    scale = float(dictionaries[1].decoder[7] @ reader.direction)
+    reader = attribution.head_reader(attribution.feature_reader(1, 7, 4, scale), 0, 2, 3)
+    cosine = torch.nn.functional.cosine_similarity(reader.direction, below, dim=0)
+    assert float(cosine.abs()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_path_that_does_not_lead_down_is_refused(attribution: Attribution) -> None:
+    view, dictionaries = attribution.view, attribution.transcoders
+    for steps in ([("feature", 2, 0)], [("head", 0, 0), ("head", 0, 0)], [("head", 1, 0), ("feature", 1, 0)]):
+        with pytest.raises(InputError, match="does not lie below"):
+            pulled_back(view, dictionaries, 2, 5, steps)
+    with pytest.raises(InputError, match="heads"):
+        pulled_back(view, dictionaries, 2, 5, [("head", 0, 9)])
+    with pytest.raises(InputError, match="no transcoder"):
+        pulled_back(view, {2: dictionaries[2]}, 2, 5, [("feature", 1, 0)])
+
+
+@torch.no_grad()
+def test_error_nodes_hold_what_transcoders_miss(attribution: Attribution) -> None:
+    root = attribution.feature_reader(2, int(attribution.features[2][4].argmax()), 4)
+    parts = attribution.contributions(root)
+    made = graph(attribution.paths(root, depth=2, branches=3, raw=True), parts.value)
+    top = ("root", -1, -1, -1)
+    for layer, value in parts.errors.items():
+        assert made.edges[("error", layer, 0, 4), top] == pytest.approx(value)
+    children = sum(v for (_, parent), v in made.edges.items() if parent == top)
+    assert children + made.errors[top] == pytest.approx(parts.value)
 
 
 @torch.no_grad()
@@ -148,5 +182,5 @@ def test_wrong_places_are_named(attribution: Attribution) -> None:
         attribution.feature_reader(1, 999, 0)
     with pytest.raises(InputError, match="outside the model"):
         attribution.view.layer(7)
-    with pytest.raises(InputError, match="not known"):
+    with pytest.raises(InputError, match="no MLPs are found"):
         DecoderView(nn.Linear(2, 2))

@@ -1,15 +1,14 @@
-"""Whether a circuit is true: sums that must close, ablations that must tell, and a drawing."""
+"""Whether a circuit is true: sums that must close, ablations that must tell, features against neurons."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
 from encyclo import picture
-from encyclo.nn.attribution import Attribution, Graph
+from encyclo.nn.attribution import Attribution, input_invariant
 from encyclo.nn.decoder_view import DecoderView
 from encyclo.nn.sparse_dictionary import SparseDictionary
 from encyclo.picture import Picture
@@ -20,24 +19,55 @@ Feature = tuple[int, int, int]
 
 
 @torch.no_grad()
-def identity_error(
-    view: DecoderView, dictionaries: Dictionaries, ids: Int64[Tensor, " t"], *, count: int = 10
-) -> float:
-    """Largest relative error of 'all contributions add up to the pre-activation', over the strongest features.
+def exactness(
+    view: DecoderView, dictionaries: Dictionaries, prompts: Sequence[Int64[Tensor, " t"]], *, count: int = 10
+) -> dict[str, float]:
+    """How far attribution is from being an identity: largest relative errors over prompts and strong features.
 
     Args:
         view: the language model.
         dictionaries: transcoders by layer; features of the last are taken apart.
-        ids: a prompt; its last token is used.
-        count: features.
+        prompts: their last tokens are used.
+        count: features per prompt.
+
+    Returns:
+        `identity_error`: all contributions against a feature's pre-activation. `path_error`: the same for every step of
+        an uncapped search, against the step's own attribution. `logit_error`: a logit difference, through all layers.
+        `invariant_error`: activation x weights x norm scale against the contribution, the weights' factor being
+        computed once, without a prompt.
     """
-    layer, token = max(dictionaries), len(ids) - 1
-    attribution = Attribution(view, view.trace(ids, layer + 1), dictionaries)
-    exact = dictionaries[layer].preactivations(attribution.trace.mlp_in[layer, token])
-    worst = 0.0
-    for feature in exact.topk(count).indices.tolist():
-        total = attribution.contributions(attribution.feature_reader(layer, feature, token)).total()
-        worst = max(worst, abs(total - float(exact[feature])) / max(abs(float(exact[feature])), 1e-3))
+    layer = max(dictionaries)
+    worst = dict.fromkeys(("identity_error", "path_error", "logit_error", "invariant_error"), 0.0)
+
+    def note(name: str, found: float, exact: float) -> None:
+        worst[name] = max(worst[name], abs(found - exact) / max(abs(exact), 1e-3))
+
+    for ids in prompts:
+        token = len(ids) - 1
+        trace = view.trace(ids)
+        attribution = Attribution(view, trace, dictionaries)
+        exact = dictionaries[layer].preactivations(trace.mlp_in[layer, token])
+        for feature in exact.topk(count).indices.tolist():
+            reader = attribution.feature_reader(layer, feature, token)
+            parts = attribution.contributions(reader)
+            note("identity_error", parts.total(), float(exact[feature]))
+            fold = view.layers[layer].norm_mlp.fold(dictionaries[layer].encoder[feature])
+            scale = (reader.direction @ fold) / (fold @ fold)
+            for lower, factor in input_invariant(view, dictionaries, layer, feature).items():
+                product = attribution.features[lower][token] * factor * scale
+                i = int(parts.features[lower].abs().argmax())
+                note("invariant_error", float(product[i]), float(parts.features[lower][i]))
+        reader = attribution.feature_reader(layer, int(exact.argmax()), token)
+        for path in (p for paths in attribution.paths(reader, depth=3, branches=5, raw=True) for p in paths):
+            if path.reader is not None:
+                note("path_error", attribution.contributions(path.reader).total(), path.attribution)
+        first, second = trace.logits[token].topk(2).indices.tolist()
+        reader = attribution.logit_reader(view.unembedding[first] - view.unembedding[second], token)
+        note(
+            "logit_error",
+            attribution.contributions(reader).total(),
+            float(trace.logits[token, first] - trace.logits[token, second]),
+        )
     return worst
 
 
@@ -51,9 +81,12 @@ def ablation_test(
     roots: int = 20,
     named: int = 5,
 ) -> dict[str, float]:
-    """Take the features that a path search names out of the real model, and equally active others as the control.
+    """Take the features that a path search names out of the real model, and others as the control.
 
-    Per context the root is the strongest feature of the last layer; how far its activation falls is the effect.
+    Per context the root is the strongest feature of the last layer; how far its activation falls is the effect. One
+    control is random: equally active features of the same layers, at any token up to the root's. A harder one knows the
+    right places: at the named features' own layers and tokens, those whose activations come nearest (they are often
+    weaker; how much, is told).
 
     Args:
         view: the language model; its own MLPs run, minus the features' contributions.
@@ -64,12 +97,14 @@ def ablation_test(
         named: features ablated per root.
 
     Returns:
-        Drops in percent of the root's activation, their ratio (the control counts as 1 % at least), and how many roots
-        were tested.
+        Drops in percent of the root's activation (`named_drop`, `other_drop`, `same_place_drop`), the ratios of the
+        first to the others (a control counts as 1 % at least), the activation of the harder control as a share of the
+        named features', and how many roots were tested.
     """
     layer = max(dictionaries)
     generator = torch.Generator().manual_seed(seed)
-    drops: list[tuple[float, float]] = []
+    drops: list[list[float]] = []
+    strengths: list[float] = []
     for ids in contexts:
         attribution = Attribution(view, view.trace(ids, layer + 1), dictionaries)
         active = attribution.features[layer]
@@ -77,21 +112,32 @@ def ablation_test(
         root = (layer, int(active[token].argmax()), token)
         chosen = _named_causes(attribution, root, named)
         others = _equally_active(attribution, chosen, token, generator)
-        if len(chosen) < named or len(others) < named:
+        nearest = _nearest_in_place(attribution, chosen)
+        if any(len(group) < named for group in (chosen, others, nearest)):
             continue
         before = float(active[token, root[1]])
-        effects = [1 - _activation_without(view, attribution, ids, group, root) / before for group in (chosen, others)]
-        drops.append((effects[0], effects[1]))
+        drops.append(
+            [
+                1 - _activation_without(view, attribution, ids, group, root) / before
+                for group in (chosen, others, nearest)
+            ]
+        )
+        sizes = [sum(float(attribution.features[i][t, n]) for i, n, t in group) for group in (chosen, nearest)]
+        strengths.append(sizes[1] / sizes[0])
         if len(drops) == roots:
             break
     if not drops:
-        return {"roots_tested": 0.0, "named_drop": math.nan, "other_drop": math.nan, "drop_ratio": math.nan}
-    ours, control = (sum(d[i] for d in drops) / len(drops) for i in (0, 1))
+        names = ("named_drop", "other_drop", "same_place_drop", "drop_ratio", "same_place_ratio", "same_place_strength")
+        return {"roots_tested": 0.0, **dict.fromkeys(names, math.nan)}
+    ours, control, nearby = torch.tensor(drops).mean(0).tolist()
     return {
         "roots_tested": float(len(drops)),
         "named_drop": 100 * ours,
         "other_drop": 100 * control,
+        "same_place_drop": 100 * nearby,
         "drop_ratio": ours / max(control, 0.01),
+        "same_place_ratio": ours / max(nearby, 0.01),
+        "same_place_strength": sum(strengths) / len(strengths),
     }
 
 
@@ -123,6 +169,17 @@ def _equally_active(
     return others
 
 
+def _nearest_in_place(attribution: Attribution, chosen: Sequence[Feature]) -> list[Feature]:
+    """For each chosen feature another active one of its layer and token, the nearest in activation."""
+    others: list[Feature] = []
+    for layer, number, token in chosen:
+        values = attribution.features[layer][token]
+        order = (values - values[number]).abs().argsort().tolist()
+        free = ((layer, n, token) for n in order if float(values[n]) > 0)
+        others += [next((f for f in free if f not in chosen and f not in others), None) or (layer, number, token)]
+    return [f for f in others if f not in chosen]
+
+
 def _activation_without(
     view: DecoderView, attribution: Attribution, ids: Tensor, group: Sequence[Feature], root: Feature
 ) -> float:
@@ -145,9 +202,12 @@ def features_and_neurons(
     prompts: Sequence[Int64[Tensor, " t"]],
     answers: Sequence[tuple[int, int]],
     *,
-    kept: Sequence[int] = (4, 16, 64),
+    kept: Sequence[int] = (0, 2, 4, 8, 16, 32, 64, 128),
 ) -> dict[str, float]:
     """Keep k features, or k neurons, of one MLP at the last token, by their variance: what of a behaviour is left?
+
+    The output bias of a transcoder holds the MLP's mean output, so beside neurons whose companions are zeroed (as in
+    the paper) stand neurons whose companions keep their mean over the prompts.
 
     Args:
         view: the language model.
@@ -156,88 +216,83 @@ def features_and_neurons(
         prompts: each to be continued.
         answers: per prompt the right and the wrong token; the behaviour is the mean difference of their logits.
         kept: the numbers k.
+
+    Returns:
+        `behaviour_whole`, and by k `behaviour_features_K`, `behaviour_neurons_K`, `behaviour_neurons_mean_K`.
     """
     mlp = view.layer(layer).mlp
     down = next(m for n, m in mlp.named_modules() if n in ("down_proj", "c_proj", "dense_4h_to_h"))
 
-    def behaviour() -> float:
-        rows = [view.model(input_ids=ids[None], use_cache=False, logits_to_keep=1).logits[0, -1] for ids in prompts]
-        return float(torch.stack([r[a] - r[b] for r, (a, b) in zip(rows, answers, strict=True)]).mean())
+    lengths = torch.tensor([len(ids) for ids in prompts], device=prompts[0].device)
+    rows, last = torch.arange(len(prompts), device=lengths.device), lengths - 1
+    ids = nn.utils.rnn.pad_sequence(list(prompts), batch_first=True)  # attention looks back only: padding is not seen
+    right, wrong = torch.tensor(answers, device=ids.device).T
 
-    features = torch.stack([dictionary.encode(view.harvest(i[None], [layer])[layer][0][0, -1]) for i in prompts])
-    neurons: list[Tensor] = []
-    handle = down.register_forward_pre_hook(lambda module, args: neurons.append(args[0][0, -1]))
+    def behaviour() -> float:
+        hidden = view.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[rows, last]
+        logits = view.model.get_output_embeddings()(hidden)
+        return float((logits[rows, right] - logits[rows, wrong]).mean())
+
+    def with_neurons(mask: Tensor, others: Tensor) -> float:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            hidden = args[0].clone()
+            hidden[rows, last] = torch.where(mask, hidden[rows, last], others)
+            return (hidden,)
+
+        handle = down.register_forward_pre_hook(hook)
+        try:
+            return behaviour()
+        finally:
+            handle.remove()
+
+    features = dictionary.encode(view.harvest(ids, [layer])[layer][0][rows, last])
+    seen: list[Tensor] = []
+    handle = down.register_forward_pre_hook(lambda module, args: seen.append(args[0][rows, last]))
     told = {"behaviour_whole": behaviour()}
     handle.remove()
-    by_feature = features.var(0).argsort(descending=True)
-    by_neuron = torch.stack(neurons).var(0).argsort(descending=True)
+    neurons = seen[0]
+    by_feature, by_neuron = (values.var(0).argsort(descending=True) for values in (features, neurons))
     for k in kept:
         few = torch.zeros_like(features[0]).index_fill(0, by_feature[:k], 1.0)
 
         def only_features(x: Tensor, y: Tensor, few: Tensor = few) -> Tensor:
-            made = dictionary.decode(dictionary.encode(x[:, -1:]) * few)
-            return torch.cat([y[:, :-1], made], 1)
+            made = y.clone()
+            made[rows, last] = dictionary.decode(features * few)
+            return made
 
         with view.replaced({layer: only_features}):
             told[f"behaviour_features_{k}"] = behaviour()
-        mask = torch.zeros_like(neurons[0]).index_fill(0, by_neuron[:k], 1.0)
-
-        def only_neurons(module: nn.Module, args: tuple[Tensor, ...], mask: Tensor = mask) -> tuple[Tensor]:
-            hidden = args[0].clone()
-            hidden[:, -1] *= mask
-            return (hidden,)
-
-        handle = down.register_forward_pre_hook(only_neurons)
-        told[f"behaviour_neurons_{k}"] = behaviour()
-        handle.remove()
+        mask = torch.zeros_like(neurons[0], dtype=torch.bool).index_fill(0, by_neuron[:k], True)
+        told[f"behaviour_neurons_{k}"] = with_neurons(mask, torch.zeros_like(neurons[0]))
+        told[f"behaviour_neurons_mean_{k}"] = with_neurons(mask, neurons.mean(0))
     return told
 
 
-# -- names and drawings -----------------------------------------------------------------------------------------------
+def behaviour_picture(told: Mapping[str, float], behaviour: str, *, docs: bool = False) -> Picture:
+    """What `features_and_neurons` found, as curves over k.
 
-
-def node_name(node: tuple[str, int, int, int], words: Sequence[str]) -> str:
-    """A node of a circuit in words: `L3/17 @5 'cat'` is feature 17 of layer 3 at token 5."""
-    kind, layer, index, token = node
-    if kind == "root":
-        return "root"
-    place = f"@{token} {words[token]!r}"
-    if kind == "embedding":
-        return f"embedding {place}"
-    return f"L{layer}/{index} {place}" if kind == "feature" else f"head L{layer}.{index} {place}"
-
-
-_COLOURS = {"feature": "#2457a6", "head": "#e0912f", "embedding": "#2e8b57", "root": "#d1495b"}
-
-
-def draw(made: Graph, words: Sequence[str], root: str, *, name: str = "circuit", docs: bool = False) -> Picture:
-    """A circuit: tokens from left to right, layers from below upwards, edges as wide as their attribution."""
-    figure, axis = picture.figure(8.0, 5.0)
-    top = 1 + max((node[1] for node in made.nodes if node[0] != "root"), default=0)
-    heights: dict[str, Callable[[int], float]] = {
-        "root": lambda layer: top + 0.6,
-        "embedding": lambda layer: -0.8,
-        "feature": lambda layer: layer + 0.35,
-        "head": lambda layer: float(layer),
+    Args:
+        told: its result (other entries are left out).
+        behaviour: what the numbers are, for the axis.
+        docs: also for the documentation.
+    """
+    titles = {
+        "features": "k transcoder features",
+        "neurons": "k neurons, the others zero",
+        "neurons_mean": "k neurons, the others at their mean",
     }
-    places: dict[tuple[str, int, int, int], tuple[float, float]] = {}
-    crowd: dict[tuple[int, float], int] = {}
-    for node in made.nodes:
-        kind, layer, _, token = node
-        column, height = len(words) - 1 if kind == "root" else token, heights[kind](layer)
-        beside = crowd.get((column, height), 0)
-        crowd[column, height] = beside + 1
-        places[node] = (column + 0.22 * beside, height)
-    largest = max(made.edges.values(), default=1.0)
-    for (child, parent), weight in made.edges.items():
-        ends: Any = zip(places[child], places[parent], strict=True)
-        axis.plot(*ends, color="#8a93a0", linewidth=0.4 + 3 * weight / largest, alpha=0.7, zorder=1)
-    for (kind, layer, index, _), place in places.items():
-        axis.scatter(*place, s=40, color=_COLOURS[kind], zorder=2)
-        label = {"root": root, "embedding": "", "feature": f"{layer}/{index}", "head": f"{layer}.{index}"}[kind]
-        axis.annotate(label, place, textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axis.set_xticks(range(len(words)), [word[:10] for word in words], rotation=40, ha="right", fontsize=8)
-    axis.set_ylabel("layer")
-    axis.grid(False)
-    caption = "A circuit: features (blue), attention heads (orange) and embeddings (green) that cause the root (red)."
-    return picture.from_figure(figure, name, caption, docs=docs)
+    lines: dict[str, list[tuple[float, float]]] = {title: [] for title in titles.values()}
+    for name, value in told.items():
+        kind, _, number = name.removeprefix("behaviour_").rpartition("_")
+        if kind in titles and number.isdigit():
+            lines[titles[kind]].append((float(number), value))
+    lines["the whole MLP"] = [(k, told["behaviour_whole"]) for k, _ in lines[titles["features"]]]
+    return picture.curves(
+        lines,
+        "behaviour",
+        "What is left of a behaviour when only k features, or k neurons, of one MLP are kept at the last token.",
+        x="kept (k)",
+        y=behaviour,
+        markers=True,
+        docs=docs,
+    )

@@ -60,7 +60,7 @@ class Step:
     attribution: float
 
     @property
-    def node(self) -> tuple[str, int, int, int]:
+    def node(self) -> "Node":
         """What the step is, without its weight."""
         return (self.kind, self.layer, self.index, self.token)
 
@@ -72,6 +72,8 @@ class Path:
     steps: tuple[Step, ...]
     reader: Reader | None
     """None where the path has ended in an embedding."""
+    missed: tuple[tuple[int, int, float], ...] = ()
+    """What the step above got from the transcoders' errors: (layer, token, attribution)."""
 
     @property
     def attribution(self) -> float:
@@ -79,14 +81,22 @@ class Path:
         return self.steps[-1].attribution
 
 
+Node = tuple[str, int, int, int]
+"""Kind (root, feature, head, embedding, error), layer, index, token."""
+
+
 @dataclass
 class Graph:
-    """Nodes with their attribution to the root, edges from cause to effect, and error nodes that make it add up."""
+    """Nodes with their attribution to the root, edges from cause to effect, and error nodes that make it add up.
 
-    nodes: dict[tuple[str, int, int, int], float] = field(default_factory=dict)
-    edges: dict[tuple[tuple[str, int, int, int], tuple[str, int, int, int]], float] = field(default_factory=dict)
-    errors: dict[tuple[str, int, int, int], float] = field(default_factory=dict)
-    """Per node with children: its attribution minus theirs."""
+    The node ("error", layer, 0, token) is what a layer's transcoder misses of its MLP there (the whole MLP, where the
+    layer has no transcoder).
+    """
+
+    nodes: dict[Node, float] = field(default_factory=dict)
+    edges: dict[tuple[Node, Node], float] = field(default_factory=dict)
+    errors: dict[Node, float] = field(default_factory=dict)
+    """Per node with children: its attribution minus theirs (causes that were not kept, inhibition, biases)."""
 
 
 class Attribution:
@@ -143,6 +153,8 @@ class Attribution:
     def logit_reader(self, direction: Float[Tensor, " d"], token: int) -> Reader:
         """A direction after the final norm (W_U e_a - W_U e_b for a logit difference), read below it."""
         self._check(token)
+        if not len(self.trace.final):
+            raise InputError("the trace stopped below the final norm: trace the whole model to read logits")
         norm, depth = self.view.final_norm, len(self.view.layers)
         return Reader(
             norm.pull(direction, self.trace.final[token]), token, depth, depth, float(norm.bias_term(direction))
@@ -251,10 +263,11 @@ class Attribution:
                 found.append((float(v), "head", layer, head, source))
         found = [f for f in found if f[0] > 0]
         found.sort(reverse=True)
+        missed = tuple((layer, reader.token, value) for layer, value in parts.errors.items())
         extended = []
         for value, kind, layer, index, token in found[:branches]:
             step = Step(kind, layer, index, token, value if raw else min(value, cap))
-            extended.append(Path((*path.steps, step), self._below(reader, step)))
+            extended.append(Path((*path.steps, step), self._below(reader, step), missed))
         return extended
 
     def _below(self, reader: Reader, step: Step) -> Reader | None:
@@ -271,20 +284,27 @@ class Attribution:
 
 
 def graph(rounds: Sequence[Sequence[Path]], root_value: float) -> Graph:
-    """Paths as a graph: shared prefixes count once, and error nodes hold what the children leave unexplained."""
-    made, seen = Graph(), set[tuple[Step, ...]]()
-    root = ("root", -1, -1, -1)
+    """Paths as a graph: shared prefixes count once; error nodes hold what transcoders miss, `errors` what is left."""
+    made, seen, expanded = Graph(), set[tuple[Step, ...]](), set[tuple[Step, ...]]()
+    root: Node = ("root", -1, -1, -1)
     made.nodes[root] = root_value
+
+    def add(child: Node, parent: Node, value: float) -> None:
+        made.nodes[child] = made.nodes.get(child, 0.0) + value
+        made.edges[child, parent] = made.edges.get((child, parent), 0.0) + value
+
     for path in (p for paths in rounds for p in paths):
+        above = path.steps[:-1]
+        if above not in expanded:
+            expanded.add(above)
+            for layer, token, value in path.missed:
+                add(("error", layer, 0, token), above[-1].node if above else root, value)
         for length in range(1, len(path.steps) + 1):
             prefix = path.steps[:length]
-            if prefix in seen:
-                continue
-            seen.add(prefix)
-            child, parent = prefix[-1].node, prefix[-2].node if length > 1 else root
-            made.nodes[child] = made.nodes.get(child, 0.0) + prefix[-1].attribution
-            made.edges[child, parent] = made.edges.get((child, parent), 0.0) + prefix[-1].attribution
-    children: dict[tuple[str, int, int, int], float] = {}
+            if prefix not in seen:
+                seen.add(prefix)
+                add(prefix[-1].node, prefix[-2].node if length > 1 else root, prefix[-1].attribution)
+    children: dict[Node, float] = {}
     for (_, parent), value in made.edges.items():
         children[parent] = children.get(parent, 0.0) + value
     made.errors = {node: made.nodes[node] - value for node, value in children.items()}
@@ -294,12 +314,66 @@ def graph(rounds: Sequence[Sequence[Path]], root_value: float) -> Graph:
 # -- reads that depend on no input ----------------------------------------------------------------------------------
 
 
-def deembed(
-    view: DecoderView, dictionary: SparseDictionary, layer: int, *, residual: bool = False
-) -> Float[Tensor, "f v"]:
-    """W_E f_enc: how much each vocabulary token's embedding alone would drive each feature."""
-    encoder = dictionary.encoder if residual else view.layers[layer].norm_mlp.fold(dictionary.encoder)
-    return encoder @ view.embedding.T
+def pulled_back(
+    view: DecoderView,
+    transcoders: Mapping[int, SparseDictionary],
+    layer: int,
+    feature: int,
+    through: Sequence[tuple[str, int, int]] = (),
+    *,
+    residual: bool = False,
+) -> Float[Tensor, " d"]:
+    """The direction in the stream that a feature reads, itself or through a path, with activations left out.
+
+    One step down through feature i is `f_enc,i (f_dec,i . u)`, through head h `W_V,h^T W_O,h^T u`; norms count by their
+    gain. Activations, attention patterns and the norms' scales, which depend on the input, are taken as 1.
+
+    Args:
+        view: the language model.
+        transcoders: by layer.
+        layer: of the feature.
+        feature: its number.
+        through: ("feature", layer, number) or ("head", layer, number), from the feature downwards.
+        residual: the transcoders read the residual stream before the norm.
+
+    Raises:
+        InputError: a step that does not lie below the one before it, or names what does not exist.
+    """
+    u = _read(view, transcoders, layer, feature, residual)
+    attentions, mlps = layer if view.parallel else layer + 1, layer
+    for kind, at, number in through:
+        limit = mlps if kind == "feature" else attentions
+        if not 0 <= at < limit:
+            raise InputError(
+                f"{kind} {at}.{number} does not lie below the step above it, which reads layers 0 to {limit - 1}"
+            )
+        if kind == "feature":
+            inner = _read(view, transcoders, at, number, residual)
+            u = inner * (transcoders[at].decoder[number] @ u)
+            attentions, mlps = at if view.parallel else at + 1, at
+        else:
+            block = view.layers[at]
+            if not 0 <= number < len(block.outputs):
+                raise InputError(f"head {at}.{number}: the layer has {len(block.outputs)} heads")
+            u = block.norm_in.fold((u @ block.outputs[number]) @ block.values[number])
+            attentions = mlps = at
+    return u
+
+
+def _read(
+    view: DecoderView, transcoders: Mapping[int, SparseDictionary], layer: int, feature: int, residual: bool
+) -> Float[Tensor, " d"]:
+    if layer not in transcoders:
+        raise InputError(f"there is no transcoder for layer {layer}; there are {sorted(transcoders)}")
+    if not 0 <= feature < transcoders[layer].features:
+        raise InputError(f"feature {feature} is outside the dictionary's {transcoders[layer].features}")
+    direction = transcoders[layer].encoder[feature]
+    return direction if residual else view.layers[layer].norm_mlp.fold(direction)
+
+
+def deembed(view: DecoderView, direction: Float[Tensor, "... d"]) -> Float[Tensor, "... v"]:
+    """W_E u: how much each vocabulary token's embedding alone would drive a direction of `pulled_back`."""
+    return direction @ view.embedding.T
 
 
 def logit_effect(view: DecoderView, dictionary: SparseDictionary, feature: int) -> Float[Tensor, " v"]:
@@ -316,7 +390,5 @@ def input_invariant(
     residual: bool = False,
 ) -> dict[int, Float[Tensor, " f"]]:
     """f_dec,i . f_enc,j for all features i of all lower layers: the factor of attribution that no input changes."""
-    direction = transcoders[layer].encoder[feature]
-    if not residual:
-        direction = view.layers[layer].norm_mlp.fold(direction)
+    direction = _read(view, transcoders, layer, feature, residual)
     return {i: t.decoder @ direction for i, t in transcoders.items() if i < layer}

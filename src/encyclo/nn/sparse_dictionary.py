@@ -33,6 +33,9 @@ class SparseDictionary(Part):
         self.encoder_bias = nn.Parameter(torch.empty(self.features))
         self.input_bias = nn.Parameter(torch.empty(dim))
         self.output_bias = nn.Parameter(torch.empty(dim))
+        self.silent: Tensor
+        self.register_buffer("silent", torch.empty(self.features))
+        """Steps since each feature was last active in training; kept with the weights, so that a training resumes."""
         self.init_own()
 
     @torch.no_grad()
@@ -40,15 +43,15 @@ class SparseDictionary(Part):
         """Kaiming-uniform matrices, unit decoder rows, zero biases (as the released code)."""
         nn.init.kaiming_uniform_(self.encoder)
         nn.init.kaiming_uniform_(self.decoder)
-        for bias in (self.encoder_bias, self.input_bias, self.output_bias):
-            bias.zero_()
+        for zeroed in (self.encoder_bias, self.input_bias, self.output_bias, self.silent):
+            zeroed.zero_()
         self.normalise_decoder()
 
     @torch.no_grad()
     def centre(self, inputs: Float[Tensor, "n d"], targets: Float[Tensor, "n d"]) -> None:
         """Set the input bias to the mean input and the output bias to the mean target."""
-        self.input_bias.copy_(inputs.mean(0))
-        self.output_bias.copy_(targets.mean(0))
+        self.input_bias.copy_(inputs.mean(0, dtype=torch.float32))
+        self.output_bias.copy_(targets.mean(0, dtype=torch.float32))
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -1,15 +1,17 @@
+import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from encyclo.errors import InputError
-from encyclo.nn.decoder_view import DecoderView
-from encyclo.nn.published_transcoders import from_published, read_checkpoint
+from encyclo.experiment import declared
 from encyclo.nn.sparse_dictionary import SparseDictionary
-from systems.contract import SystemContract
+from encyclo.system import open_system
+from encyclo.systems.interpret.transcoders import Transcoders
+from systems.contract import Finished, SystemContract
 
 
 class TestContract(SystemContract):
@@ -19,110 +21,116 @@ class TestContract(SystemContract):
         "encode": ["In the beginning", "def f(x): return x"],
         "inspect": ["feature=3", "contexts=4", "blind=true"],
         "circuit": ["In the beginning God", "root=feature:1:5", "depth=2", "errors_only_for=missing"],
-        "deembed": ["feature=0"],
+        "deembed": ["feature=0", "through=head:0.3"],
         "replace": ["In the beginning", "tokens=3"],
+        "import": ["{release}", "base={base}"],
     }
     bad = [
         ("encode", ["some text", "layer=9"], "no transcoder here"),
+        ("encode", [""], "empty"),
+        ("encode", ["{empty}"], "empty"),
         ("deembed", ["feature=99999999"], "outside"),
+        ("deembed", ["feature=1", "through=tail:1.2"], "neither"),
+        ("deembed", ["feature=1", "through=head:7.0"], "does not lie below"),
         ("deembed", [], "needs feature"),
+        ("inspect", ["feature=-1"], "outside"),
+        ("inspect", ["feature=1", "contexts=0"], "contexts=0"),
+        ("inspect", ["feature=1", "data={missing}"], "missing.bin"),
         ("circuit", ["In the beginning", "root=feature:1:5"], "error nodes"),
         ("circuit", ["", "root=feature:1:5"], "empty"),
         ("circuit", ["In the beginning", "root=7"], "root=7"),
-        ("circuit", ["In the beginning", "root=feature:1:5", "token=99"], "outside the prompt"),
+        ("circuit", ["In the beginning", "root=feature:1:5", "depth=0"], "depth=0"),
+        ("circuit", ["In the beginning", "root=feature:1:5", "token=99", "errors_only_for=missing"], "outside the"),
         ("circuit", ["In the", "root=logit:extraordinarily-it", "errors_only_for=missing"], "tokens"),
-        ("encode", [""], "empty"),
+        ("replace", ["In the", "tokens=0"], "tokens=0"),
+        ("replace", ["In the", "layers=2"], "no transcoder here"),
+        ("import", ["{empty}", "base={base}"], "no readable checkpoint"),
+        ("import", ["{missing}", "base={base}"], "no file"),
     ]
 
+    def files(self, folder: Path) -> dict[str, Path]:
+        base = tiny_gpt2(folder / "gpt2")
+        return {"base": base, "release": system(base).export(folder / "released")[1]}
 
-def dictionary(dim: int = 8, expansion: int = 4) -> SparseDictionary:
+    def test_pages_and_graphs_are_written_by_suffix(self, finished: Finished, tmp_path: Path) -> None:
+        opened = open_system(finished.run)
+        assert isinstance(opened, Transcoders)
+        listed = opened.inspect(contexts=4, out=tmp_path / "all.html")
+        feature = listed.report["features"][0]
+        opened.inspect(feature=feature, contexts=4, out=tmp_path / "one.html")
+        text = (tmp_path / "one.html").read_text()
+        assert "What causes it" in text and "<svg" in text and "Where it fires" in text
+        told = {"root": f"feature:1:{feature}", "errors_only_for": "missing"}
+        for name in ("c.html", "only.json", "only.svg"):
+            opened.circuit("In the beginning God created", out=tmp_path / name, **told)
+        assert json.loads((tmp_path / "c.json").read_text())["nodes"]
+        assert sorted(p.name for p in tmp_path.iterdir()) == [
+            "all.html", "c.html", "c.json", "one.html", "only.json", "only.svg",
+        ]  # fmt: skip
+
+    def test_texts_are_encoded_together_as_alone(self, finished: Finished) -> None:
+        opened = open_system(finished.run)
+        assert isinstance(opened, Transcoders)
+        texts = ["In the beginning God created the heaven and the earth.", "def", "x = [1, 2]"]
+        for pool in ("max", "mean"):
+            together = opened.encode(texts, pool=pool).value
+            alone = torch.cat([opened.encode([text], pool=pool).value for text in texts])
+            torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+    def test_an_autoencoder_has_no_circuits(self, finished: Finished) -> None:
+        opened = open_system(finished.run.parent / "sae-0.001")
+        assert isinstance(opened, Transcoders)
+        assert opened.encode(["some text"]).value.shape[1] == 1152
+        with pytest.raises(InputError, match="sparse autoencoders"):
+            opened.circuit("In the beginning", root="feature:1:5")
+        with pytest.raises(InputError, match="released layout"):
+            opened.export(finished.folder / "none")
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    """A random GPT-2 with a tokenizer of a few words."""
     torch.manual_seed(0)
-    made: SparseDictionary = SparseDictionary.Config(expansion=expansion).build(dim=dim)
-    with torch.no_grad():
-        for bias in (made.encoder_bias, made.input_bias, made.output_bias):
-            bias.copy_(torch.randn_like(bias))
-    return made
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=2, n_head=2, n_positions=32))
+    for block in model.transformer.h:
+        block.ln_2.weight.data.uniform_(0.5, 2)
+        block.ln_2.bias.data.normal_()
+    model.save_pretrained(folder)
+    words = {w: i for i, w in enumerate(["[UNK]", "in", "the", "beginning", "god", "created", "heaven", "earth"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]").save_pretrained(folder)
+    return folder
 
 
-def test_the_module_is_its_equation() -> None:
-    tc, x = dictionary(), torch.randn(5, 8)
-    z = torch.relu((x - tc.input_bias) @ tc.encoder.T + tc.encoder_bias)
-    torch.testing.assert_close(tc(x), z @ tc.decoder + tc.output_bias)
-
-
-def test_decoder_rows_stay_at_unit_length_and_get_no_gradient_along_them() -> None:
-    tc = dictionary()
-    tc(torch.randn(16, 8)).square().sum().backward()
-    tc.drop_parallel_gradient()
-    along = (tc.decoder.grad * tc.decoder).sum(1)
-    torch.testing.assert_close(along, torch.zeros_like(along), atol=1e-4, rtol=0)
-    with torch.no_grad():
-        tc.decoder.mul_(3)
-    tc.normalise_decoder()
-    torch.testing.assert_close(tc.decoder.norm(dim=1), torch.ones(32))
-
-
-def gpt2() -> DecoderView:
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=8, n_layer=2, n_head=2, n_positions=16)).eval()
-    with torch.no_grad():
-        for block in model.transformer.h:
-            block.ln_2.weight.uniform_(0.5, 2)
-            block.ln_2.bias.normal_()
-    return DecoderView(model)
-
-
-class Foreign:
-    """Stands for the release's configuration class, which no user has."""
-
-    def __init__(self) -> None:
-        self.hook_point, self.d_in = "blocks.1.ln2.hook_normalized", 8
-
-
-def release(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
+def system(base: Path) -> Transcoders:
     torch.manual_seed(1)
-    state = {
-        "W_enc": torch.randn(8, 32),
-        "b_enc": torch.randn(32),
-        "W_dec": torch.randn(32, 8),
-        "b_dec": torch.randn(8),
-        "b_dec_out": torch.randn(8),
-    }
-    config = Foreign()
-    vars(config).update(changes)
-    torch.save({"cfg": config, "state_dict": state}, path)
-    return state
+    config = Transcoders.Config(base=str(base), layers=(0, 1), dictionary=SparseDictionary.Config(expansion=4))
+    made = Transcoders(config)
+    for dictionary in made.trained.values():
+        dictionary.encoder_bias.data.normal_()
+    return made.eval()
 
 
-def test_a_released_transcoder_means_the_same_on_a_plain_model(tmp_path: Path) -> None:
-    view, state = gpt2(), release(tmp_path / "tc.pt")
-    made, settings = from_published(tmp_path / "tc.pt", view.layers[1].norm_mlp)
-    assert settings["d_in"] == 8
-    x = torch.randn(6, 8)
-    normalised = (x - x.mean(1, keepdim=True)) / (x.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    z = torch.relu((normalised - state["b_dec"]) @ state["W_enc"] + state["b_enc"])
-    plain_input = view.layers[1].norm_mlp.module(x)
-    torch.testing.assert_close(made.encode(plain_input), z, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(made(plain_input), z @ state["W_dec"] + state["b_dec_out"], rtol=1e-4, atol=1e-4)
+@torch.no_grad()
+def test_exported_transcoders_are_imported_unchanged(tmp_path: Path) -> None:
+    made = system(tiny_gpt2(tmp_path / "gpt2"))
+    files = made.export(tmp_path / "out")
+    Transcoders.import_(files[::-1], base=str(tmp_path / "gpt2"), out=tmp_path / "run")
+    opened = open_system(tmp_path / "run")
+    assert isinstance(opened, Transcoders)
+    text = "in the beginning god created the heaven"
+    torch.testing.assert_close(opened.encode([text]).value, made.encode([text]).value, rtol=1e-4, atol=1e-5)
+    rows = opened.circuit(text, root="feature:1:3", depth=2)
+    parts = sum(value for name, value in rows.report.items() if name != "value")
+    assert parts == pytest.approx(rows.report["value"], rel=1e-4, abs=1e-6)
+    with pytest.raises(InputError, match="one file per layer"):
+        Transcoders.from_released([files[0], files[0]], base=str(tmp_path / "gpt2"))
 
 
-def test_reading_a_release_runs_nothing_of_it(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "exploded",))
-
-    torch.save({"cfg": Bomb(), "state_dict": {}}, tmp_path / "bomb.pt")
-    with pytest.raises(InputError):
-        from_published(tmp_path / "bomb.pt", gpt2().layers[0].norm_mlp)
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_a_release_of_another_hook_point_or_width_is_refused(tmp_path: Path) -> None:
-    release(tmp_path / "other.pt", hook_point="blocks.1.hook_resid_mid")
-    with pytest.raises(InputError, match="hook_resid_mid"):
-        from_published(tmp_path / "other.pt", gpt2().layers[0].norm_mlp)
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    with pytest.raises(InputError, match="no readable checkpoint"):
-        read_checkpoint(tmp_path / "text.pt")
-    with pytest.raises(InputError, match="no file"):
-        read_checkpoint(tmp_path / "missing.pt")
+def test_presets_hold_what_the_paper_trained() -> None:
+    paper = declared("transcoders", "paper").systems["transcoders"]
+    assert isinstance(paper, Transcoders.Config)
+    assert paper.tokens == paper.training.batch_size * 14_648 + 1792 == 60_000_000
+    assert (paper.l1, paper.context, paper.dictionary.expansion, paper.dead_window) == (1.4e-4, 128, 32, 5000)
+    with pytest.raises(InputError, match="each layer once"):
+        Transcoders(Transcoders.Config(layers=(1, 1)))
