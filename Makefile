@@ -42,11 +42,13 @@ docs: $(STAMP) ## build the site into docs/_build/html
 	@$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-scoreboard: $(STAMP) ## write the scoreboard into README and docs from the records
+scoreboard: $(STAMP) ## write the scoreboard into README and docs from the records, the papers into CITATION.cff
 	@$(BIN)/python -m encyclo.report.scoreboard --write
+	@$(BIN)/python -m encyclo.report.citation --write
 
 check: test lint types contracts docs ## what CI runs
 	@$(BIN)/python -m encyclo.report.scoreboard --check
+	@$(BIN)/python -m encyclo.report.citation --check
 
 clean: ## remove what the commands made, not the environment
 	rm -rf docs/_build .pytest_cache .mypy_cache .ruff_cache

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from encyclo import catalogue
 from encyclo import experiment as engine
 from encyclo.errors import InputError
-from encyclo.report import page, scoreboard
+from encyclo.report import citation, page, scoreboard
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +73,13 @@ def test_the_scoreboard_is_made_of_records_alone(made: tuple[Path, dict[str, Any
     (bad / "hnerv.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
         scoreboard.table(tmp_path, "smoke")
+
+
+def test_the_papers_are_cited() -> None:
+    text = (Path(__file__).parents[2] / "CITATION.cff").read_text(encoding="utf-8")
+    assert citation.updated(text) == citation.updated(citation.updated(text))
+    read = yaml.safe_load(citation.updated(text))
+    assert {"cff-version", "message", "title", "authors"} <= set(read)
+    assert [r["identifiers"][0]["value"] for r in read["references"]] == [
+        f"arXiv:{card.arxiv}" for card in catalogue.cards().values()
+    ]
