@@ -2,12 +2,19 @@
 
 import hashlib
 import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from encyclo.errors import InputError
 from encyclo.search.exact import ExactIndex
+from encyclo.search.qdrant import QdrantIndex
 from encyclo.search.seismic import SeismicIndex
 from encyclo.search.text_index import TextIndex, passage
 from encyclo.search.vectors import SparseVectors
@@ -38,10 +45,8 @@ def opened(folder, **changes):
 
 
 def find(index, word, config=None):
-    vectors, table = index.contents()
-    hits = index.engine(config or ExactIndex.Config(), vectors).search(
-        SparseVectors.from_rows([{term(word): 1.0}], VOCABULARY), 5
-    )
+    opened, _, table = index.engine(config or ExactIndex.Config())
+    hits = opened.search(SparseVectors.from_rows([{term(word): 1.0}], VOCABULARY), 5)
     return [passage(table, row) for row in hits.documents[0].tolist() if row >= 0]
 
 
@@ -115,6 +120,75 @@ def test_an_interruption_loses_nothing(tmp_path):
     assert leftovers == []
 
 
+INDEXER = """
+import sys, time
+from pathlib import Path
+from search.test_text_index import Words, opened
+
+class Slow(Words):
+    def __call__(self, texts):
+        with open(sys.argv[3], "a") as log:
+            for text in texts:
+                time.sleep(0.002)
+                log.write(text + "\\n")
+                log.flush()
+        return super().__call__(texts)
+
+index = opened(sys.argv[1], words=8)
+print("ready", flush=True)
+done = index.update(Path(sys.argv[2]), Slow(), segment=10)
+print(done.encoded, done.kept, len(index), flush=True)
+"""
+
+
+def test_a_killed_process_loses_at_most_one_segment(tmp_path):
+    """SIGKILL at random moments, over and over, until a run comes through."""
+    folder, place, log = tmp_path / "texts", tmp_path / "index", tmp_path / "log"
+    folder.mkdir()
+    count = 240
+    (folder / "one.txt").write_text("\n\n".join(f"word{i} is a passage of its own here" for i in range(count)))
+    chance, kills = random.Random(0), 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, "-c", INDEXER, str(place), str(folder), str(log)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        assert process.stdout.readline() == "ready\n"
+        if kills < 3:
+            time.sleep(chance.uniform(0.05, 0.3))
+            process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0]
+        if process.returncode == 0:
+            break
+        kills += 1
+    encoded, kept, alive = map(int, rest.split())
+    assert kills >= 2
+    assert encoded + kept == alive == count
+    # nothing that was committed is ever encoded again: a kill costs the segment under way, no more
+    assert len(log.read_text().split("\n")) - 1 <= count + 10 * kills
+    index = opened(place, words=8)
+    whole = opened(tmp_path / "whole", words=8)
+    whole.update(folder, Words())
+    for word in ("word0", "word17", "word123", f"word{count - 1}"):
+        assert find(index, word)[0] == find(whole, word)[0]
+    left = [path.name for path in place.rglob("*") if path.name.startswith(".")]
+    assert left == []
+
+
+def test_a_kill_before_the_first_commit_leaves_a_usable_folder(texts, tmp_path):
+    place = tmp_path / "index"
+    place.mkdir()
+    (place / "lock").touch()
+    (place / ".state-abc").write_text('{"format"')
+    index = opened(place)
+    index.update(texts, Words())
+    assert find(index, "oak")
+    assert not (place / ".state-abc").exists()
+
+
 def test_many_small_updates_are_compacted(tmp_path):
     folder = tmp_path / "texts"
     folder.mkdir()
@@ -180,6 +254,48 @@ def test_a_slow_engine_is_kept_and_renewed(texts, tmp_path):
     assert find(index, "spruce", config)[0].file == "more.txt"
     (renewed,) = (tmp_path / "index" / "engines").iterdir()
     assert renewed != kept
+
+
+def test_engines_of_fewer_terms_are_kept_apart(texts, tmp_path):
+    pytest.importorskip("seismic")
+    index = opened(tmp_path / "index")
+    index.update(texts, Words())
+    config = SeismicIndex.Config(threads=1, cut=50, heap_factor=0.0)
+    query = SparseVectors.from_rows([{term(word): 1.0 for word in ("an", "oak", "grows", "slowly")}], VOCABULARY)
+    few = index.engine(config, top=1)[0].search(query, 1).scores
+    whole = index.engine(config)[0].search(query, 1).scores
+    assert whole[0, 0] == pytest.approx(4, abs=0.01)
+    assert few[0, 0] == pytest.approx(1, abs=0.01)
+
+
+def test_a_server_is_told_only_what_changed(texts, tmp_path, monkeypatch):
+    """The local mode stands for a server: one client is kept, as a server would keep the collection."""
+    client = pytest.importorskip("qdrant_client")
+    kept = client.QdrantClient(":memory:")
+    monkeypatch.setattr(client, "QdrantClient", lambda *_, **__: kept)
+    sent = []
+    upsert = kept.upsert
+
+    def counted(name, points, **rest):
+        sent.append(len(points))
+        return upsert(name, points, **rest)
+
+    monkeypatch.setattr(kept, "upsert", counted)
+    config = QdrantIndex.Config(url="http://example.invalid:6333")
+    index = opened(tmp_path / "index")
+    index.update(texts, Words())
+    assert find(index, "oak", config)[0].text == "An oak grows slowly."
+    count = len(index)
+    assert sum(sent) == count
+    assert find(index, "horse", config)
+    assert sum(sent) == count
+    (texts / "sub" / "plants.md").write_text("A birch grows fast.")
+    index.update(texts, Words())
+    assert find(index, "birch", config)[0].text == "A birch grows fast."
+    assert find(index, "oak", config) == []
+    assert sum(sent) == count + 1
+    (collection,) = kept.get_collections().collections
+    assert kept.count(collection.name).count == len(index)
 
 
 def test_progress_is_told(texts, tmp_path):

@@ -1,5 +1,7 @@
 """Low-rank adapters on a pretrained decoder, through peft."""
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,15 @@ from encyclo.config import Config
 from encyclo.errors import InputError
 from encyclo.nn.split_decoder import decoder_layers
 
-__all__ = ["Lora", "add_lora", "lora_state", "train_adapters_only", "without_lora"]
+__all__ = [
+    "Lora",
+    "add_lora",
+    "lora_state",
+    "read_peft",
+    "train_adapters_only",
+    "without_lora",
+    "write_peft",
+]
 
 
 class Lora(Config):
@@ -97,3 +107,77 @@ def train_adapters_only(model: nn.Module, mode: bool) -> None:
     for name, module in model.named_modules():
         if "lora_dropout" in name:
             torch.nn.Module.train(module, mode)
+
+
+# -- peft's own layout on disk ---------------------------------------------------------------------------------------
+
+_WEIGHTS, _SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+_PREFIX = "base_model.model."
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def write_peft(model: Any, folder: str | Path, *, base: str) -> Path:
+    """Write a model's adapters as peft does, for use without this library.
+
+    Args:
+        model: with adapters from `add_lora`.
+        folder: made if missing.
+        base: name of the base model, for those who open it.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(model, adapter_name="default")
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path = base
+    settings.inference_mode = True
+    save_file(
+        {f"{_PREFIX}{name}": value.detach().cpu().contiguous() for name, value in state.items()},
+        folder / _WEIGHTS,
+        metadata={"format": "pt"},
+    )
+    settings.save_pretrained(str(folder))
+    return folder
+
+
+def read_peft(folder: str | Path) -> tuple[Lora, str | None, dict[str, Tensor]]:
+    """Adapters that peft (or `write_peft`) wrote: their form, the name of their base model, and the tensors.
+
+    The tensors are named as in `lora_state` of a model with such adapters. Nothing in the folder is executed.
+
+    Raises:
+        InputError: no adapters, damaged, or of a form that is not plain LoRA.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in (_SETTINGS, _WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"'{folder}' holds no adapters of peft ({name} is missing)")
+    try:
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        state = {
+            name.removeprefix(_PREFIX).replace(".weight", ".default.weight"): value.float()
+            for name, value in load_file(folder / _WEIGHTS).items()
+        }
+        other = {name for name in ("use_rslora", "use_dora", "modules_to_save", *_PATTERNS) if settings.get(name)}
+        strange = settings["peft_type"] != "LORA" or settings.get("bias", "none") != "none" or bool(other)
+        maps = sorted({name.split(".lora_")[0] for name in state})
+        first = min(int(next(step for step in name.split(".") if step.isdigit())) for name in maps)
+        last = max(int(next(step for step in name.split(".") if step.isdigit())) for name in maps)
+        lora = Lora(
+            rank=settings["r"],
+            alpha=settings["lora_alpha"],
+            dropout=settings.get("lora_dropout", 0.0),
+            targets=tuple(sorted({name.split(".")[-1] for name in maps})),
+            layers=last - first + 1 if first else None,
+        )
+        base = settings.get("base_model_name_or_path")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, SafetensorError) as error:
+        raise InputError(f"the adapters in '{folder}' are damaged ({type(error).__name__})") from error
+    if strange:
+        raise InputError(f"'{folder}' holds other adapters than plain LoRA without biases: they cannot be taken over")
+    return lora, base, state

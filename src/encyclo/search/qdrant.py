@@ -1,10 +1,12 @@
 """Qdrant as an index: in this process without a URL, or on a server or cluster with one; the same code for both."""
 
 import os
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from encyclo.config import Config
@@ -53,6 +55,7 @@ class QdrantIndex:
         self.vocabulary = vocabulary
         self._models: Any = models
         self._parts: list[SparseVectors] = []
+        self._rows: dict[int, int] | None = None
         where = config.url
         try:
             self._client: Any = (
@@ -90,12 +93,54 @@ class QdrantIndex:
         if vectors.vocabulary != self.vocabulary:
             raise InputError(f"vectors over {vectors.vocabulary} terms do not fit an index over {self.vocabulary}")
         first = len(self)
+        self._send(vectors, list(range(first, first + len(vectors))))
+
+    def bring_to(self, vectors: SparseVectors, numbers: Sequence[int]) -> None:
+        """Make the collection hold exactly these documents: what it lacks is sent, what it has beyond them deleted.
+
+        Interrupted, it goes on where it stopped. Searches then count documents by their row in `vectors`.
+
+        Args:
+            vectors: one row a document.
+            numbers: of each document, distinct and the same every time; a document that changes gets another one.
+
+        Raises:
+            InputError: vectors over another vocabulary, or another count of numbers.
+        """
+        if vectors.vocabulary != self.vocabulary:
+            raise InputError(f"vectors over {vectors.vocabulary} terms do not fit an index over {self.vocabulary}")
+        if len(numbers) != len(vectors):
+            raise InputError(f"{len(numbers)} numbers for {len(vectors)} documents")
+        self._rows = {number: row for row, number in enumerate(numbers)}
+        there = self._numbers()
+        gone = [number for number in there if number not in self._rows]
+        for start in range(0, len(gone), self.config.batch):
+            chosen = self._models.PointIdsList(points=gone[start : start + self.config.batch])
+            self._client.delete(self.config.collection, chosen, wait=True)
+        new = [row for row, number in enumerate(numbers) if number not in there]
+        if new:
+            self._send(vectors.take(torch.tensor(new)), [numbers[row] for row in new])
+        self._parts = [vectors] if self.config.url is None else []
+
+    def _numbers(self) -> set[int]:
+        """Of all points of the collection."""
+        found: set[int] = set()
+        place: Any = None
+        while True:
+            points, place = self._client.scroll(
+                self.config.collection, limit=10_000, offset=place, with_payload=False, with_vectors=False
+            )
+            found.update(point.id for point in points)
+            if place is None:
+                return found
+
+    def _send(self, vectors: SparseVectors, numbers: list[int]) -> None:
         if self.config.url is None:
             self._parts.append(vectors)
         starts, terms, weights = vectors.starts.tolist(), vectors.terms.tolist(), vectors.weights.tolist()
         points = [
             self._models.PointStruct(
-                id=first + row,
+                id=numbers[row],
                 vector={_VECTOR: self._models.SparseVector(indices=terms[a:b], values=weights[a:b])},
             )
             for row, (a, b) in enumerate(pairwise(starts))
@@ -125,9 +170,14 @@ class QdrantIndex:
                     limit=k,
                     with_payload=False,
                 )
-                found = sorted(((p.id, p.score) for p in answer.points if p.score > 0), key=lambda p: (-p[1], p[0]))
+                named = ((self._row(point.id), point.score) for point in answer.points if point.score > 0)
+                found = sorted(((row, score) for row, score in named if row >= 0), key=_by_score)
             rows.append(([number for number, _ in found], [score for _, score in found]))
         return pad(rows, k)
+
+    def _row(self, number: int) -> int:
+        """The document behind a point; -1 where another process has put it there since."""
+        return number if self._rows is None else self._rows.get(number, -1)
 
     def save(self, folder: Path) -> None:
         """Write the vectors of a local index; a server keeps its own."""
@@ -138,3 +188,8 @@ class QdrantIndex:
         """Take the vectors of a folder; of a server nothing is read."""
         if self.config.url is None:
             self.add(SparseVectors.load(folder / "vectors.safetensors", self.vocabulary))
+
+
+def _by_score(found: tuple[int, float]) -> tuple[float, int]:
+    """Best first; of equals the earlier document."""
+    return -found[1], found[0]

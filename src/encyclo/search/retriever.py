@@ -9,12 +9,15 @@ from typing import Any, Protocol, runtime_checkable
 from encyclo.errors import InputError
 from encyclo.pretrained import cache_folder
 from encyclo.search.engine import Engine
-from encyclo.search.terms import shared_terms, vocabulary_hash
-from encyclo.search.text_index import TextIndex, passage, progress_bar
+from encyclo.search.terms import shared_terms, term_weights, vocabulary_hash
+from encyclo.search.text_index import IndexBar, TextIndex, passage
 from encyclo.search.vectors import SparseVectors
 from encyclo.tokens.echo import Role
 
-__all__ = ["Found", "SparseEncoder", "cut_note", "explain_score", "open_text_index", "search_texts"]
+__all__ = ["Found", "SparseEncoder", "cut_note", "explain_score", "open_text_index", "search_texts", "weigh_texts"]
+
+
+_COUNTED = {"k": "passage", "words": "word of a passage", "top": "term of a passage"}
 
 
 @runtime_checkable
@@ -42,7 +45,9 @@ class SparseEncoder(Protocol):
         """Tells two models apart."""
         ...
 
-    def sparse(self, texts: Sequence[str], role: Role) -> tuple[SparseVectors, int]:
+    def sparse(
+        self, texts: Sequence[str], role: Role, *, longest: int | None = None, top: int | None = None
+    ) -> tuple[SparseVectors, int]:
         """Vectors in the order of the texts, and how many texts were cut."""
         ...
 
@@ -59,6 +64,19 @@ class Found:
 def cut_note(cut: int, longest: int) -> list[str]:
     """A line about texts that were cut, where there were any."""
     return [f"{cut} texts were longer than {longest} tokens and were cut"] if cut else []
+
+
+def weigh_texts(model: SparseEncoder, texts: Sequence[str], role: Role, *, top: int | None = None) -> Found:
+    """A mapping from term to weight of each text, the heaviest term first; an empty text has none."""
+    if top is not None and top < 1:
+        raise InputError(f"top={top}: keep at least one term")
+    vectors, cut = model.sparse(texts, role, top=top)
+    notes = cut_note(cut, model.longest)
+    empty = sum(not text.strip() for text in texts)
+    if empty:
+        notes.append(f"{empty} empty texts have no terms")
+    rows = [term_weights(vectors, row, model.names) for row in range(len(vectors))]
+    return Found(rows, {"active_terms": float(vectors.sizes.float().mean())}, notes)
 
 
 def open_text_index(model: SparseEncoder, source: Path, *, words: int = 80, folder: Path | None = None) -> TextIndex:
@@ -103,8 +121,9 @@ def search_texts(
     Raises:
         InputError: nothing to search, an index of another model, or an engine that is not installed.
     """
-    if k < 1:
-        raise InputError(f"k={k}: ask for at least one passage")
+    for name, number in (("k", k), ("words", words), ("top", top)):
+        if number is not None and number < 1:
+            raise InputError(f"{name}={number}: ask for at least one {_COUNTED[name]}")
     store = open_text_index(model, source, words=words, folder=folder)
     cut = 0
 
@@ -114,12 +133,14 @@ def search_texts(
         cut += short
         return vectors
 
-    done = store.update(source, encode, progress=progress_bar("indexing"))
-    vectors, table = store.contents()
-    if top is not None:
-        vectors = vectors.top(top)
+    bar = IndexBar("indexing")
+    try:
+        done = store.update(source, encode, progress=bar)
+    finally:
+        bar.close()
     asked, short = model.sparse([query], "query")
-    hits = store.engine(engine, vectors).search(asked, k)
+    index, vectors, table = store.engine(engine, top=top)
+    hits = index.search(asked, k)
     rows: list[dict[str, Any]] = []
     for row, score in zip(hits.documents[0].tolist(), hits.scores[0].tolist(), strict=True):
         if row < 0:

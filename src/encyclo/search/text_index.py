@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from encyclo.search.passages import cut_passages
 from encyclo.search.qdrant import QdrantIndex
 from encyclo.search.vectors import SparseVectors
 
-__all__ = ["SUFFIXES", "Encode", "Passage", "TextIndex", "Update"]
+__all__ = ["SUFFIXES", "Encode", "IndexBar", "Passage", "TextIndex", "Update", "passage"]
 
 SUFFIXES = (".txt", ".md", ".rst", ".text", ".org", ".adoc", ".tex")
 """Files that are read; others are left out and counted."""
@@ -43,6 +44,9 @@ Encode = Callable[[Sequence[str]], SparseVectors]
 
 _STATE = "index.json"
 _LOCK = "lock"
+_STAGED = ".state-"
+_FIRST, _MOST, _SECONDS = 32, 8192, 10.0
+"""Passages of the first segment and of the largest, and how long one should take: what a kill may cost."""
 _COLUMNS = pa.schema(
     [
         ("file", pa.string()),
@@ -128,7 +132,7 @@ class TextIndex:
     def _read(self, fresh: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / _STATE
         if not path.is_file():
-            if self.folder.exists() and (not self.folder.is_dir() or {p.name for p in self.folder.iterdir()} - {_LOCK}):
+            if self.folder.exists() and (not self.folder.is_dir() or any(map(_foreign, self.folder.iterdir()))):
                 raise InputError(f"'{self.folder}' is no index: name a new or empty folder")
             return fresh
         try:
@@ -141,7 +145,7 @@ class TextIndex:
 
     def _commit(self) -> None:
         path = self.folder / _STATE
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=".state-")
+        handle, name = tempfile.mkstemp(dir=self.folder, prefix=_STAGED)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(self._state, file)
             file.flush()
@@ -224,7 +228,7 @@ class TextIndex:
         source: str | Path,
         encode: Encode,
         *,
-        segment: int = 512,
+        segment: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Update:
         """Bring the index in line with a folder (or one file) of texts.
@@ -235,7 +239,7 @@ class TextIndex:
         Args:
             source: the texts.
             encode: texts -> vectors.
-            segment: passages encoded between two commits.
+            segment: passages encoded between two commits; None: as many as take about ten seconds.
             progress: called with (encoded so far, all that must be encoded).
 
         Raises:
@@ -248,15 +252,20 @@ class TextIndex:
                 self._reload()
             done, waiting = Update(), _Waiting()
             self._scan(Path(source), waiting, done)
-            for start in range(0, len(waiting.rows), segment):
+            size = segment or _FIRST
+            while done.encoded < len(waiting.rows):
                 if progress is not None:
-                    progress(start, len(waiting.rows))
-                rows = waiting.rows[start : start + segment]
+                    progress(done.encoded, len(waiting.rows))
+                began = time.monotonic()
+                rows = waiting.rows[done.encoded : done.encoded + size]
                 made = self._write(encode([row["text"] for row in rows]), pa.Table.from_pylist(rows, schema=_COLUMNS))
                 self._segments.append(made)
                 self._state["segments"][made.name] = len(rows)
                 self._commit()
                 done.encoded += len(rows)
+                if segment is None:
+                    fitting = int(size * _SECONDS / max(time.monotonic() - began, 1e-3))
+                    size = max(8, min(fitting, 4 * size, _MOST))
             if progress is not None and waiting.rows:
                 progress(len(waiting.rows), len(waiting.rows))
             self._compact()
@@ -333,9 +342,12 @@ class TextIndex:
             self._segments = [whole]
             self._state["segments"] = {whole.name: whole.table.num_rows}
             self._commit()
+        # what is not named was left by a process that was killed, as nobody else writes now
         for path in (self.folder / "segments").glob("*"):
             if path.name not in self._state["segments"]:
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"{_STAGED}*"):
+            path.unlink(missing_ok=True)
 
     # -- searching -----------------------------------------------------------------------------------------------------
 
@@ -345,33 +357,56 @@ class TextIndex:
         text = json.dumps([self._state["model"], sorted(self._state["segments"].items()), files], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def engine(self, config: Any, vectors: SparseVectors) -> Any:
-        """An engine over `vectors` (from `contents`), ready to search.
+    def engine(self, config: Any, *, top: int | None = None) -> tuple[Any, SparseVectors, pa.Table]:
+        """An engine over all passages, ready to search, with the vectors and passages that its row numbers mean.
 
-        The exact one is built each time, in a tenth of a second for 100,000 passages. What takes longer is kept in the
-        index folder, or in a collection of its own on the server.
+        The exact one is built each time, in a tenth of a second for 100,000 passages. Seismic is kept in the index
+        folder until a passage changes; a Qdrant server is only told what is new and what is gone.
+
+        Args:
+            config: which engine.
+            top: keep so many terms of a passage; None keeps all.
         """
-        if isinstance(config, ExactIndex.Config):
-            index = config.build(vocabulary=self.vocabulary)
-            index.add(vectors)
-            return index
+        vectors, table = self.contents()
+        if top is not None:
+            vectors = vectors.top(top)
         if isinstance(config, QdrantIndex.Config):
-            named = config.replace(collection=f"{config.collection}-{self.fingerprint()}")
-            server = named.build(vocabulary=self.vocabulary)
-            if len(server) < len(vectors):
-                server.add(vectors.take(torch.arange(len(server), len(vectors))))
-            return server
-        place = self.folder / "engines" / f"{config.kind}-{config.fingerprint()}-{self.fingerprint()}"
+            place = hashlib.sha256(f"{self.folder.resolve()} {self._state['model']} {top}".encode()).hexdigest()[:16]
+            server = config.replace(collection=f"{config.collection}-{place}").build(vocabulary=self.vocabulary)
+            server.bring_to(vectors, _point_numbers(table))
+            return server, vectors, table
+        if isinstance(config, ExactIndex.Config):
+            return self._made(config, vectors), vectors, table
+        mark = hashlib.sha256(f"{self.fingerprint()} {top}".encode()).hexdigest()[:16]
+        place = self.folder / "engines" / f"{config.kind}-{config.fingerprint()}-{mark}"
         if place.is_dir():
             with contextlib.suppress(InputError):  # damaged: built again
-                return load_index(place)
+                return load_index(place), vectors, table
         with self._alone():
-            made = config.build(vocabulary=self.vocabulary)
-            made.add(vectors)
-            for old in place.parent.glob(f"{config.kind}-*"):
+            made = self._made(config, vectors)
+            for old in [*place.parent.glob(f"{config.kind}-*"), *place.parent.glob(".*")]:
                 shutil.rmtree(old, ignore_errors=True)
             save_index(made, place)
-        return made
+        return made, vectors, table
+
+    def _made(self, config: Any, vectors: SparseVectors) -> Any:
+        index = config.build(vocabulary=self.vocabulary)
+        index.add(vectors)
+        return index
+
+
+def _point_numbers(table: pa.Table) -> list[int]:
+    """A number of 63 bits for each passage that stays the same as long as its file does."""
+    keys = zip(*(table.column(name).to_pylist() for name in ("file", "digest", "number")), strict=True)
+    return [
+        int.from_bytes(hashlib.blake2b(f"{file}\0{digest}\0{number}".encode(), digest_size=8).digest()) >> 1
+        for file, digest, number in keys
+    ]
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a file of a folder without a state was put there by somebody else than a killed update."""
+    return path.name != _LOCK and not path.name.startswith(_STAGED)
 
 
 @dataclass
@@ -400,20 +435,34 @@ def passage(table: pa.Table, row: int) -> Passage:
     return Passage(values["file"], values["start"], values["end"], values["text"])
 
 
-def progress_bar(label: str) -> Callable[[int, int], None] | None:
-    """A bar on the error output where that is a terminal; else None."""
-    if not sys.stderr.isatty():
-        return None
-    from rich.console import Console
-    from rich.progress import Progress
+class IndexBar:
+    """A bar on the error output, where that is a terminal and the work takes longer than two seconds.
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(label)
-    bar.start()
+    Call it with (done, total); `close` takes it away.
+    """
 
-    def show(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._after = time.monotonic() + 2.0 if sys.stderr.isatty() else float("inf")
+        self._bar: Any = None
+        self._task: Any = None
 
-    return show
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far it is."""
+        if self._bar is None and time.monotonic() >= self._after and done < total:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self.label, total=total)
+            self._bar.start()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._after = float("inf")

@@ -72,7 +72,7 @@ class Prompter:
         }
 
     def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def overhead(self, role: Role) -> int:
         """Tokens of a prompt around an empty text."""
@@ -95,7 +95,7 @@ class Prompter:
         before, between = self._pieces[role]
         head = self._start + before
         stripped = [self._lead + text.strip() if text.strip() else "" for text in texts]
-        encoded = self.tokenizer(stripped, add_special_tokens=False).input_ids if stripped else []
+        encoded = self.tokenizer(stripped, add_special_tokens=False, verbose=False).input_ids if stripped else []
         made: list[Prompted] = []
         for tokens in encoded:
             copy = list(tokens[:longest])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from encyclo.errors import InputError
 from encyclo.experiment import Preset
@@ -257,6 +258,26 @@ def test_long_texts_are_cut_to_the_window_and_that_is_told(decoder):
     assert system.encode(["dog"]).notes == []
 
 
+def test_before_the_first_step_it_is_untrained_again(decoder, pairs):
+    from encyclo.data import load
+    from encyclo.training import Trainer
+
+    system = made(decoder, sparse=SparseHead.Config(bias=True), calibrate=4, margin=1.0)
+    data = load(str(pairs), "pair")
+    system.prepare(data, Trainer(seed=0, progress=False))
+    start = system.sparse(["red dog", "cat"], "query")[0].dense()
+    shaken(system)
+    with torch.no_grad():
+        system.splade.bias.add_(0.5)
+    trained = system.sparse(["red dog", "cat"], "query")[0].dense()
+    assert not torch.allclose(start, trained)
+    with system.untrained():
+        assert torch.equal(system.sparse(["red dog", "cat"], "query")[0].dense(), start)
+    assert torch.equal(system.sparse(["red dog", "cat"], "query")[0].dense(), trained)
+    metrics = system.evaluate(data)
+    assert {"ndcg@10", "mrr@10", "untrained_ndcg@10", "untrained_mrr@10"} <= metrics.keys()
+
+
 def test_a_decoder_without_a_head_is_refused(bert):
     with pytest.raises(InputError, match="no causal language model head"):
         made(bert)
@@ -288,6 +309,32 @@ def test_adapters_open_in_peft(decoder, tmp_path):
     opened = PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(decoder), tmp_path).eval()
     ids = torch.tensor([[0, 5, 9, 12]])
     assert torch.allclose(opened(input_ids=ids).logits, system.model(input_ids=ids).logits, atol=1e-4)
+
+
+def test_adapters_of_peft_open_as_a_run(decoder, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(decoder)
+    torch.manual_seed(3)
+    theirs = get_peft_model(base, LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "up_proj"]))
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if "lora_B" in name:
+                value.normal_()
+    theirs.eval().save_pretrained(tmp_path / "theirs")
+    result = MistralSplade.import_(tmp_path / "theirs", base=decoder, out=tmp_path / "run")
+    assert result.report["rank"] == 2
+    ours = MistralSplade.from_pretrained(tmp_path / "run").eval()
+    ids = torch.tensor([[0, 5, 9, 12]])
+    assert torch.allclose(ours.model(input_ids=ids).logits, theirs(input_ids=ids).logits, atol=1e-4)
+    for folder, message in ((tmp_path, "no adapters of peft"), (tmp_path / "theirs", "with --out")):
+        with pytest.raises(InputError, match=message):
+            MistralSplade.import_(folder, base=decoder, out=None if "theirs" in str(folder) else tmp_path / "other")
+    settings = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
+    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": True}))
+    with pytest.raises(InputError, match="plain LoRA"):
+        MistralSplade.import_(tmp_path / "theirs", base=decoder, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 # -- verbs -------------------------------------------------------------------------------------------------------
@@ -381,6 +428,9 @@ def test_bad_options_are_one_line(decoder, texts):
     for options, message in (
         ({"k": 0}, "at least one passage"),
         ({"url": "http://x"}, "only engine=qdrant"),
+        ({"bits": 8, "engine": "seismic"}, "only engine=exact"),
+        ({"top": 0}, "at least one term"),
+        ({"words": 0}, "at least one word"),
         ({"index": texts / "nothing"}, "no folder of texts"),
     ):
         with pytest.raises(InputError, match=message):
@@ -416,6 +466,15 @@ def test_the_embedding_head_scores_against_the_word_embeddings(bert):
     assert torch.allclose(weights[0], expected, atol=1e-4)
     assert not weights[1].any()
     assert cut == 1
+
+
+def test_the_encoder_tells_what_it_cuts(bert):
+    system = EncoderSplade.Config(base=bert).build().eval()
+    fits = " ".join(["dog"] * 30)  # its window of 32 less two special tokens
+    assert system.weights([fits], "query", longest=30)[1] == 0
+    assert system.weights([fits], "query", longest=500)[1] == 0
+    assert system.weights([f"{fits} cat"], "query", longest=500)[1] == 1
+    assert system.weights(["red dog"], "query", longest=2)[1] == 0
 
 
 def test_bm25_chooses_on_training_pairs(pairs, tmp_path):
@@ -457,6 +516,7 @@ class TestContract(SystemContract):
         "search": ["large animal", "index={texts}", "k=3"],
         "explain": ["large animal", "an elephant is a large animal"],
         "prune": ["{pairs}", "queries=4", "documents=8"],
+        "import": ["{adapters}"],
     }
     bad = [
         ("search", ["x", "index={missing}"], "no folder of texts"),
@@ -465,6 +525,8 @@ class TestContract(SystemContract):
         ("prune", ["{missing}"], "there is no file"),
         ("prune", ["{empty}"], "empty"),
         ("encode", ["x", "role=title"], "role"),
+        ("encode", ["x", "top=0"], "at least one"),
+        ("import", ["{texts}"], "no adapters of peft"),
     ]
 
     @pytest.fixture(autouse=True)
@@ -485,4 +547,16 @@ class TestContract(SystemContract):
         (folder / "note.txt").write_text("a short note")
         rows = [{"query": f"thing {i}", "document": f"this is the thing with number {i}"} for i in range(12)]
         (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-        return {"texts": texts, "note": folder / "note.txt", "pairs": folder / "pairs.jsonl"}
+        adapters = folder / "adapters"
+        adapters.mkdir()
+        settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "smollm2-135m"}
+        (adapters / "adapter_config.json").write_text(json.dumps(settings))
+        place = "base_model.model.model.layers.29.self_attn.q_proj"
+        tensors = {f"{place}.lora_A.weight": torch.ones(2, 576), f"{place}.lora_B.weight": torch.zeros(576, 2)}
+        save_file(tensors, adapters / "adapter_model.safetensors")
+        return {
+            "texts": texts,
+            "note": folder / "note.txt",
+            "pairs": folder / "pairs.jsonl",
+            "adapters": adapters,
+        }
