@@ -12,9 +12,9 @@ from encyclo.data.video import Video, read_video
 from encyclo.errors import InputError
 
 if TYPE_CHECKING:
-    from encyclo.data.splits import Splits
+    from encyclo.data.loading import Splits
 
-__all__ = ["Reading"]
+__all__ = ["Reading", "frame_numbers"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,3 +73,25 @@ class Reading(Config):
             frames = torch.cat(means)
             notes.append(f"{video.name}: shrunk {self.shrink} times, to {width // self.shrink}x{height // self.shrink}")
         return Video(frames.contiguous(), video.fps, video.name, tuple(notes))
+
+
+def frame_numbers(words: str, count: int) -> list[int]:
+    """'3,40-50' as numbers below `count`; 'all' is all.
+
+    Raises:
+        InputError: a word that is no number or range, or one that `count` frames do not have.
+    """
+    if words.strip() == "all":
+        return list(range(count))
+    chosen: list[int] = []
+    for word in words.split(","):
+        first, dash, last = word.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(
+                f"frames={words}: '{word.strip()}' is no frame; write numbers and ranges as 3,40-50, or all"
+            )
+        low, high = int(first), int(last) if dash else int(first)
+        if max(low, high) >= count or high < low:
+            raise InputError(f"frames={words}: '{word.strip()}' is not within the clip's frames 0-{count - 1}")
+        chosen += range(low, high + 1)
+    return chosen

@@ -12,7 +12,7 @@ from torch.nn import functional
 from encyclo.errors import InputError
 from encyclo.nn.part import Part, PartConfig
 
-__all__ = ["NervBlock", "NervDecoder", "choose_strides", "solve_width"]
+__all__ = ["NervBlock", "NervDecoder", "choose_strides", "solve_width", "usual_size"]
 
 _MOST_WIDTH = 1 << 16
 
@@ -170,6 +170,12 @@ def solve_width(
     raise InputError(
         f"size={budget}: the smallest decoder takes {embeddings + smallest} numbers with the embeddings; raise it"
     )
+
+
+def usual_size(pixels: int) -> int:
+    """1.5 million numbers for Big Buck Bunny's 108 million pixels, with their 0.8th power: about 54,000 at 80x160."""
+    share: float = (pixels / (132 * 640 * 1280)) ** 0.8
+    return round(1.5e6 * share)
 
 
 def choose_strides(height: int, width: int, *, places: int = 8) -> tuple[int, ...]:

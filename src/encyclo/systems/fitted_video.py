@@ -23,16 +23,16 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
 
-from encyclo.config import Config
 from encyclo.data.batches import Batches
-from encyclo.data.images import read_image
-from encyclo.data.reading import Reading
+from encyclo.data.holes import moves, read_hole
+from encyclo.data.reading import Reading, frame_numbers
 from encyclo.data.video import MAX_PIXELS, Video, read_video
 from encyclo.errors import InputError
 from encyclo.metrics.image import MS_SSIM_SMALLEST, SSIM_SMALLEST, ms_ssim, psnr, ssim
 from encyclo.metrics.rate import bits_per_pixel
 from encyclo.nn.nerv import NervDecoder
 from encyclo.system import System, SystemConfig
+from encyclo.systems import video_file
 from encyclo.tokens import container
 from encyclo.tokens.quantise import TensorCoding, decode_tensors, encode_tensors, quantise_best, straight_through
 from encyclo.training import Loss, Trainer
@@ -42,13 +42,11 @@ from encyclo.verbs import Result
 if TYPE_CHECKING:
     from encyclo.data import Splits
 
-__all__ = ["FittedVideo", "FittedVideoConfig", "Reading", "Scalars", "boxes", "usual_rate"]
+__all__ = ["FittedVideo", "FittedVideoConfig", "Reading", "Scalars", "usual_rate"]
 
 logger = logging.getLogger(__name__)
 
 _CLIP_FILE = "clip.json"
-_MOST_SCALARS = 1 << 28
-"""Numbers of a model that a file may make us hold."""
 _PROBES = 22
 """Frames on which quality is followed during the fit."""
 _CPU_BATCH, _GPU_BATCH, _SMALL_FRAME = 4, 8, 3 << 16
@@ -65,7 +63,7 @@ def _scalars(value: Any) -> Any:
     return value
 
 
-Scalars = Annotated[int, BeforeValidator(_scalars), Field(ge=1, le=_MOST_SCALARS)]
+Scalars = Annotated[int, BeforeValidator(_scalars), Field(ge=1, le=video_file.MOST_SCALARS)]
 """A number of numbers, also as '1.5M' or '300k'."""
 
 
@@ -113,15 +111,6 @@ class FittedVideoConfig(SystemConfig):
         return -(-self.frames // self.every)
 
 
-class _Header(Config):
-    """What a file tells beside its tensors."""
-
-    kind: str
-    rate: tuple[int, int]
-    config: dict[str, Any]
-    name: str = ""
-
-
 class FittedVideo(System):
     """A clip as the weights of a small decoder, and what a user does with it.
 
@@ -147,9 +136,11 @@ class FittedVideo(System):
         self.clip: dict[str, Any] = {}
         """Of the clip that was fitted: fps (a fraction), name, digest of its frames."""
         self.hole: Tensor | None
-        shape = (config.frames if self._moving(config) else 1, 1, config.height, config.width)
+        shape = (config.frames if moves(config.hole or "") else 1, 1, config.height, config.width)
         hidden = torch.zeros(shape, dtype=torch.uint8) if config.hole is not None else None
         self.register_buffer("hole", hidden)
+        self.seconds: float | None = None
+        """That the fit took; None in a system that was opened."""
         self._sections: dict[str, int] = {}
         """Bytes of each part of the file that this was opened from."""
 
@@ -235,30 +226,6 @@ class FittedVideo(System):
         extra = (0, width - self.config.width, 0, height - self.config.height)
         return functional.pad(chosen, extra).bool()
 
-    @staticmethod
-    def _moving(config: Any) -> bool:
-        """Whether the hole is given frame by frame (a video)."""
-        name = config.hole or ""
-        return Path(name).suffix.lower() in (".mp4", ".mkv", ".webm", ".avi", ".mov")
-
-    def _load_hole(self) -> None:
-        if self.config.hole is None:
-            return
-        assert self.hole is not None
-        size = (self.config.height, self.config.width)
-        if self.config.hole == "boxes":
-            mask = boxes(*size)[None, None]
-        elif self._moving(self.config):
-            mask = read_video(self.config.hole).frames.float().mean(1, keepdim=True) >= 128
-        else:
-            mask = read_image(self.config.hole)[None].float().mean(1, keepdim=True) >= 128
-        if mask.shape != self.hole.shape:
-            raise InputError(
-                f"hole={self.config.hole} is {list(mask.shape[2:])} in {len(mask)} frames, the clip is {list(size)} in"
-                f" {self.config.frames}: give a picture of that size, or a video of that many frames"
-            )
-        self.hole = mask.to(self.hole)
-
     # -- fitting -----------------------------------------------------------------------------------------------------
 
     def fit(self, data: "Splits", trainer: Trainer) -> None:
@@ -278,7 +245,8 @@ class FittedVideo(System):
             )  # fmt: skip
             self.__init__(config)
         self.clip = {"fps": str(video.fps), "name": video.name, "digest": _digest(video.frames)}
-        self._load_hole()
+        if self.hole is not None:
+            self.hole = read_hole(config.hole, count, height, width).to(self.hole)
         self.to(trainer.device)
         frames = self.pad(video.frames[:: config.every]).to(trainer.device)
         if self.hole is not None:
@@ -304,12 +272,14 @@ class FittedVideo(System):
             ]
             return {"psnr": float(psnr(torch.cat(shown), targets).mean())}
 
-        trainer.fit(self, loss, batches, training, stage="fit", evaluate=follow if training.evaluate_every else None)
+        evaluate = follow if training.evaluate_every else None
+        took = trainer.fit(self, loss, batches, training, stage="fit", evaluate=evaluate).seconds
         with torch.no_grad():
             self.after_fit(frames)
         kept = self._prune()
         if config.finish is not None:
-            self._finish(trainer, frames, batches, config.finish, kept)
+            took += self._finish(trainer, frames, batches, config.finish, kept)
+        self.seconds = took
 
     def _error(
         self, predicted: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b 3 h w"], index: Int64[Tensor, " b"]
@@ -343,7 +313,7 @@ class FittedVideo(System):
         batches: Batches,
         config: TrainingConfig,
         kept: Mapping[str, Tensor],
-    ) -> None:
+    ) -> float:
         """Train the decoder on, its numbers rounded as they will be stored (straight-through), pruned ones at zero."""
         coding = self.config.coding
         stored = self.restored(coding)[1]
@@ -363,10 +333,11 @@ class FittedVideo(System):
 
         training = config.replace(batch_size=batches.batch_size)
         again = Batches(len(frames), batches.batch_size, seed=batches.seed + 1)
-        trainer.fit(self, loss, again, training, stage="finish", parameters=self.decoder.parameters())
+        took = trainer.fit(self, loss, again, training, stage="finish", parameters=self.decoder.parameters()).seconds
         with torch.no_grad():
             for name, mask in kept.items():
                 names[name].mul_(mask)
+        return took
 
     # -- frames out --------------------------------------------------------------------------------------------------
 
@@ -413,16 +384,10 @@ class FittedVideo(System):
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
-    def _file(self, coding: TensorCoding) -> tuple[bytes, NervDecoder, dict[str, Tensor]]:
+    def coded(self, coding: TensorCoding) -> tuple[bytes, NervDecoder, dict[str, Tensor]]:
+        """The file with this coding, and the decoder and stored codes as it gives them back."""
         decoder, stored, sections = self.restored(coding)
-        fps = Fraction(self.clip.get("fps", "25"))
-        header = _Header(
-            kind=type(self).__name__,
-            rate=(fps.numerator, fps.denominator),
-            config=self.config.model_dump(mode="json", include=set(self.in_file), exclude_defaults=True),
-            name=str(self.clip.get("name", ""))[:80],
-        )
-        return container.pack(self.card.slug, header.model_dump(mode="json"), sections), decoder, stored
+        return video_file.pack(self, sections), decoder, stored
 
     def compress(
         self,
@@ -445,7 +410,7 @@ class FittedVideo(System):
         """
         self._need_clip()
         coding = self._coding(bits, embedding_bits, coder)
-        blob, decoder, stored = self._file(coding)
+        blob, decoder, stored = self.coded(coding)
         notes: list[str] = []
         if self.hole is not None:
             notes.append("fitted with hidden regions: they hold what the network put there")
@@ -454,6 +419,8 @@ class FittedVideo(System):
             "bits_per_pixel": self._bpp(len(blob)),
             "numbers": self.numbers(self.config),
         }
+        if self.seconds is not None:
+            report["fit_seconds"] = self.seconds
         if video is not None:
             prepared = self._fitted_to(video)
             notes += prepared.notes
@@ -529,7 +496,7 @@ class FittedVideo(System):
         opened = self._opened(source)
         if opened is not self:
             return opened.decode(frames=frames)
-        chosen = _frame_numbers(frames, self.config.frames)
+        chosen = frame_numbers(frames, self.config.frames)
         began = time.perf_counter()
         shown = self.render(torch.tensor(chosen, dtype=torch.float32))
         seconds = time.perf_counter() - began
@@ -606,7 +573,7 @@ class FittedVideo(System):
             {"part": name, "numbers": count, "share": count / total, "MMAC_per_frame": macs[name] / 1e6}
             for name, count in config.decoder.sizes(dim).items()
         ]
-        sections = self._sections or _sizes(self._file(config.coding)[0])
+        sections = self._sections or video_file.sizes(self.coded(config.coding)[0])
         report: dict[str, Any] = {"numbers": total, **{f"bytes, {name}": size for name, size in sections.items()}}
         report["bits_per_pixel"] = self._bpp(sections["whole file"])
         return Result(rows, report)
@@ -618,43 +585,18 @@ class FittedVideo(System):
         Raises:
             InputError: a file that is cut off, altered, of another system or not written by encyclo.
         """
-        from encyclo import catalogue
-
-        box = container.unpack(blob, system=cls.card.slug)
-        malformed = InputError("the file's header is malformed: it was not written by encyclo")
-        try:
-            header = _Header.model_validate(box.header)
-            fps = Fraction(*header.rate)
-        except (ValidationError, ZeroDivisionError):
-            raise malformed from None
-        kind = catalogue.systems(cls.card.slug).get(header.kind)
-        if kind is None or not issubclass(kind, FittedVideo):
-            raise InputError(
-                f"the file was made by '{header.kind}', which this encyclo does not know: install a newer one"
-            )
-        if fps <= 0 or not set(header.config) <= set(kind.in_file):
-            raise malformed
-        try:
-            config: Any = kind.Config.model_validate({**header.config, **kind.decoding_only})
-        except ValidationError:
-            raise malformed from None
-        size = math.prod(config.padded)
-        if max(config.frames * config.height * config.width, size) > MAX_PIXELS or kind.numbers(config) > _MOST_SCALARS:
-            raise InputError(
-                f"the file declares {config.frames} frames of {config.width}x{config.height} and {kind.numbers(config)}"
-                " numbers: more than is decoded"
-            )
-        system: FittedVideo = config.build()
+        held = video_file.unpack(cls.card.slug, blob)
+        system: FittedVideo = held.config.build()
         stored = system.stored_codes()
         weights = dict(system.decoder.named_parameters())
         shapes = {name: tuple(t.shape) for name, t in {**stored, **weights}.items()}
-        tensors = decode_tensors(box.sections, shapes, sequences=list(stored))
+        tensors = decode_tensors(held.sections, shapes, sequences=list(stored))
         with torch.no_grad():
             for name, p in weights.items():
                 p.copy_(tensors[name])
         system.keep_codes({name: tensors[name] for name in stored})
-        system.clip = {"fps": str(fps), "name": header.name, "digest": ""}
-        system._sections = _sizes(blob)
+        system.clip = {"fps": str(held.fps), "name": held.name, "digest": ""}
+        system._sections = video_file.sizes(blob)
         system.eval()
         return system
 
@@ -705,9 +647,9 @@ class FittedVideo(System):
         began = time.perf_counter()
         shown = self.render(fitted.float())
         fps = len(shown) / (time.perf_counter() - began)
-        blob, decoder, stored = self._file(self.config.coding)
+        blob, decoder, stored = self.coded(self.config.coding)
         plain = TensorCoding(bits=8, sequence_bits=8, coder="plain")
-        blob_8, decoder_8, stored_8 = self._file(plain)
+        blob_8, decoder_8, stored_8 = self.coded(plain)
         back = self.render(fitted.float(), decoder=decoder, stored=stored)
         back_8 = self.render(fitted.float(), decoder=decoder_8, stored=stored_8)
         metrics = {
@@ -779,20 +721,6 @@ def usual_rate(numbers: int) -> float:
     return 1e-3 * min(8.0, max(1.0, falling))
 
 
-def boxes(height: int, width: int, side: int = 50) -> Bool[Tensor, "h w"]:
-    """HNeRV's five holes: squares centred at (1/2, 1/2), (1/4, 1/4), (1/4, 3/4), (3/4, 1/4) and (3/4, 3/4).
-
-    Their side is 50 pixels in a frame of 960x1920 as in the paper's; it shrinks with smaller frames as their height
-    does, to at least one pixel.
-    """
-    side = min(side, max(1, round(side * height / 960))) if height < 960 else side
-    mask = torch.zeros((height, width), dtype=torch.bool)
-    for row, column in ((1 / 2, 1 / 2), (1 / 4, 1 / 4), (1 / 4, 3 / 4), (3 / 4, 1 / 4), (3 / 4, 3 / 4)):
-        top, left = (max(0, round(place) - side // 2) for place in (row * height, column * width))
-        mask[top : top + side, left : left + side] = True
-    return mask
-
-
 _SAID: set[str] = set()
 
 
@@ -802,29 +730,6 @@ def _say(notes: Sequence[str]) -> None:
         if note not in _SAID:
             _SAID.add(note)
             logger.warning(note)
-
-
-def _frame_numbers(words: str, count: int) -> list[int]:
-    """'3,40-50' as numbers below `count`; 'all' is all."""
-    if words.strip() == "all":
-        return list(range(count))
-    chosen: list[int] = []
-    for word in words.split(","):
-        first, dash, last = word.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(
-                f"frames={words}: '{word.strip()}' is no frame; write numbers and ranges as 3,40-50, or all"
-            )
-        low, high = int(first), int(last) if dash else int(first)
-        if max(low, high) >= count or high < low:
-            raise InputError(f"frames={words}: '{word.strip()}' is not within the clip's frames 0-{count - 1}")
-        chosen += range(low, high + 1)
-    return chosen
-
-
-def _sizes(blob: bytes) -> dict[str, int]:
-    """Bytes of a file and of its sections, by name."""
-    return {"whole file": len(blob), **{name: len(part) for name, part in container.unpack(blob).sections.items()}}
 
 
 def _digest(frames: UInt8[Tensor, "t 3 h w"]) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from encyclo import cli
 from encyclo.data import load
 from encyclo.data.bundled import pack_folder
+from encyclo.data.holes import boxes
 from encyclo.data.reading import Reading
 from encyclo.data.video import Video, read_video, write_video
 from encyclo.errors import InputError
@@ -19,7 +20,7 @@ from encyclo.metrics.image import psnr
 from encyclo.nn.convnext import ConvNeXt
 from encyclo.nn.nerv import NervDecoder
 from encyclo.system import open_system
-from encyclo.systems.fitted_video import boxes, usual_rate
+from encyclo.systems.fitted_video import usual_rate
 from encyclo.systems.video.hnerv import PAPER_CODING, HNeRV, NeRV
 from encyclo.tokens import container
 from encyclo.tokens.quantise import TensorCoding
