@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-export OMP_NUM_THREADS ?=
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test lint types contracts docs check scoreboard clean
