@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -52,6 +52,19 @@ def from_figure(made: Any, name: str, caption: str, *, docs: bool = False) -> Pi
     return Picture(name, caption, "svg", out.getvalue(), docs)
 
 
+def logarithmic(axis: Any, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade (over four decades: at powers of ten)."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axis, f"set_{which}scale")("log")
+    low, high = getattr(axis, f"get_{which}lim")()
+    if 0 < low < high < 1e4 * low:
+        along = getattr(axis, f"{which}axis")
+        along.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        along.set_minor_formatter(NullFormatter())
+
+
 def curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     name: str,
@@ -73,9 +86,9 @@ def curves(
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     if log_x:
-        axis.set_xscale("log")
+        logarithmic(axis, "x")
     if log_y:
-        axis.set_yscale("log")
+        logarithmic(axis, "y")
     axis.legend(frameon=False, fontsize=9)
     return from_figure(made, name, caption, docs=docs)
 
