@@ -111,6 +111,9 @@ def test_other_checkpoints_are_refused() -> None:
         renamed({**state, "bert.surprise.weight": torch.zeros(1)})
     with pytest.raises(InputError, match="hidden_act 'mish'"):
         encoder_config({"num_attention_heads": 3, "hidden_act": "mish"}, renamed(state))
+    for heads in (None, 5, "3"):  # of a width of 24
+        with pytest.raises(InputError, match="num_attention_heads"):
+            encoder_config({"num_attention_heads": heads}, renamed(state))
     with pytest.raises(InputError, match="relative_key"):
         encoder_config({"num_attention_heads": 3, "position_embedding_type": "relative_key"}, renamed(state))
     with pytest.raises(InputError, match=r"lacks words\.weight"):

@@ -94,6 +94,14 @@ def test_embed_pools_real_tokens_in_the_order_given() -> None:
     torch.testing.assert_close(encoder.embed(ids()[MASK], lengths, pool="first"), hidden[:, 0])
 
 
+def test_embed_takes_the_attention_that_was_asked_for() -> None:
+    encoder, lengths = TINY.build().eval(), MASK.sum(1)
+    found = encoder.embed(ids()[MASK], lengths)
+    for path in ("buckets", "math", "lengths"):
+        encoder.config = TINY.override([f"attention={path}"])
+        torch.testing.assert_close(encoder.embed(ids()[MASK], lengths), found)
+
+
 def test_wrong_batches_are_refused_by_row() -> None:
     encoder = TINY.build()
     wrong = ids()

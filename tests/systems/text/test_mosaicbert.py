@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from safetensors.torch import save_file
 
 from encyclo.data import load
 from encyclo.errors import InputError
-from encyclo.experiment import Preset
+from encyclo.experiment import Preset, Trial
 from encyclo.nn.part import parameter_count
 from encyclo.nn.varlen import Layout
+from encyclo.systems.text import mosaicbert
 from encyclo.systems.text.mosaicbert import BERT, MosaicBERT, corpus_of, experiment, from_checkpoint
 from encyclo.tokens.text_corpus import TextCorpus
 from encyclo.tokens.wordpiece import WordPiece
@@ -52,6 +54,8 @@ class TestContract(SystemContract):
         ("fill", ["no gap here"], "no [MASK]"),
         ("fill", ["  "], "empty"),
         ("encode", ["{empty}"], "empty"),
+        ("encode", ["{folder}"], "is a folder"),
+        ("encode", ["mistyped.txt"], "no file 'mistyped.txt'"),
         ("encode", ["a", "pool=max"], "pool"),
         ("extend", ["{text}", "length=99999999"], "too long"),
         ("extend", ["{text}", "length=2"], "no room"),
@@ -290,8 +294,17 @@ def test_published_weights_are_imported_and_open_again(tmp_path: Path) -> None:
     state = mosaic_state(vocabulary=30_528)
     assert torch.equal(opened.encoder.words.weight, state["bert.embeddings.word_embeddings.weight"])
     assert opened.fill("the [MASK] of france")
+    assert opened.config.length == 128
     with pytest.raises(InputError, match="--out"):
         MosaicBERT.import_(str(folder))
+
+
+def test_the_length_of_imported_weights_is_told_or_read_off_their_name(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "mosaic-bert-base-seqlen-512")
+    assert from_checkpoint(str(folder)).config.length == 512
+    assert from_checkpoint(str(folder), length=256).config.length == 256
+    with pytest.raises(InputError, match="no room"):
+        from_checkpoint(str(folder), length=2)
 
 
 def test_a_bundled_encoder_without_a_head_is_refused() -> None:
@@ -306,6 +319,28 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
     save_file(state, folder / "model.safetensors")
     with pytest.raises(InputError, match=r"lacks encoder\.layers\.1\.feed_forward\.wo\.bias"):
         from_checkpoint(str(folder))
+
+
+def test_further_trainings_of_a_trial_have_their_own_budgets(corpus: TextCorpus, tmp_path: Path) -> None:
+    config = small()
+    trial = Trial(seed=0, data=load("kjv", "text"), systems={}, metrics={}, curves={}, folder=tmp_path, prepared=corpus)
+    by_steps = mosaicbert._short(trial, config, "equal", steps=2, seconds=None)
+    assert by_steps["steps"] == 2
+    rival = small(BERT, "training.steps=null", "training.seconds=0.1")
+    ladder = mosaicbert._ladder(trial, rival, 0.1)
+    assert [name.split(",")[0] for name in ladder] == [name for name, _ in mosaicbert._LADDER]
+    assert all(row["steps"] >= 1 for row in ladder.values())
+    shown = replace(
+        trial,
+        metrics=ladder | {"MosaicBERT, as many steps as BERT": by_steps},
+        curves={"mosaicbert": {}, "bert": {}},
+    )
+    assert [made.name for made in mosaicbert._pictures(shown)] == ["ladder"]
+
+
+def test_real_tokens_are_counted_against_the_longest_of_each_batch() -> None:
+    assert mosaicbert._real_tokens(torch.tensor([2, 2, 2, 2]), 2) == 1
+    assert mosaicbert._real_tokens(torch.tensor([1, 4]), 2) == pytest.approx(5 / 8)
 
 
 def test_finetuning_learns_an_easy_distinction(corpus: TextCorpus, tmp_path: Path) -> None:
