@@ -91,6 +91,8 @@ def test_a_circuit_reads_as_rows_json_drawing_and_page(
     assert "<svg" in text and "&lt;w" in text and "<w" not in text.replace("<wbr", "")
     assert "w1" not in json.dumps([row["path"] for row in found.hidden().rows()])
     assert node_name(("head", 1, 0, 2), found.words).startswith("head L1.0 @2")
+    dollars = find_circuit(attribution, reader, "logit:$x-$", lambda i: "$a_$$", depth=1)
+    assert dollars.drawing().content  # words are no formulas
 
 
 def test_a_feature_page_shows_contexts_and_hides_them_when_blind(

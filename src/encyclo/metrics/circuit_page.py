@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 from encyclo import page, picture
@@ -157,25 +158,29 @@ def draw(
     edges = {ends: v for ends, v in made.edges.items() if ends[0][0] != "error" or abs(v) >= 0.1 * largest}
     last = token if token >= 0 else len(words) - 1
     nodes = [n for n in made.nodes if n[0] == "root" or any(n in ends for ends in edges)]
-    columns = {t: i for i, t in enumerate(sorted({last, *(n[3] for n in nodes if n[0] != "root")}))}
+    tokens = sorted({last, *(n[3] for n in nodes if n[0] != "root")})
     top = 1 + max((n[1] for n in nodes if n[0] != "root"), default=0)
     levels: dict[str, Callable[[int], float]] = {
         "root": lambda layer: top + 0.3,
         "embedding": lambda layer: -0.8,
-        "feature": lambda layer: layer + 0.5,
+        "feature": lambda layer: layer + 0.45,
         "head": lambda layer: float(layer),
-        "error": lambda layer: layer + 0.7,
+        "error": lambda layer: layer + 0.75,
     }
     crowd: dict[tuple[int, float], list[Node]] = {}
     for node in nodes:
-        column = columns[last if node[0] == "root" else node[3]]
-        crowd.setdefault((column, levels[node[0]](node[1])), []).append(node)
+        crowd.setdefault((last if node[0] == "root" else node[3], levels[node[0]](node[1])), []).append(node)
+    # a column is as wide as its fullest row needs
+    widths = {t: max(1.0, *(0.5 * len(row) for (column, _), row in crowd.items() if column == t)) for t in tokens}
+    ends_at = dict(zip(tokens, accumulate(widths[t] for t in tokens), strict=True))
+    middles = {t: ends_at[t] - widths[t] / 2 for t in tokens}
     places = {
-        node: (column + 0.8 * (i + 0.5) / len(row) - 0.4, height)
+        node: (middles[column] + widths[column] * 0.9 * ((i + 0.5) / len(row) - 0.5), height)
         for (column, height), row in crowd.items()
         for i, node in enumerate(row)
     }
-    made_figure, axis = picture.figure(max(7.0, min(14.0, 1.1 * len(columns) + 2)), max(4.5, 0.8 * top + 2.2))
+    span = ends_at[tokens[-1]]
+    made_figure, axis = picture.figure(max(7.0, min(15.0, 0.8 * span + 2.5)), max(4.5, 0.8 * top + 2.2))
     for (child, parent), weight in edges.items():
         (x0, y0), (x1, y1) = places[child], places[parent]
         style = "-" if weight > 0 else "--"
@@ -189,14 +194,20 @@ def draw(
     for node, place in places.items():
         kind, layer, index, _ = node
         if kind == "root":
-            axis.scatter(*place, s=60, color=_COLOURS["root"], label=f"root: {root}", zorder=2)
+            axis.scatter(*place, s=60, color=_COLOURS["root"], label=f"root: {root}".replace("$", r"\$"), zorder=2)
         label = {"feature": f"{layer}/{index}", "head": f"{layer}.{index}"}.get(kind, "")
-        axis.annotate(label, place, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=7)
-    axis.set_xticks(range(len(columns)), [f"{t}\n{words[t][:12]}" for t in columns], fontsize=8)
+        crowded = len(crowd[last if kind == "root" else node[3], place[1]]) > 2
+        turn, side = (45, "left") if crowded else (0, "center")
+        axis.annotate(
+            label, place, textcoords="offset points", xytext=(0, 5), ha=side, fontsize=7, rotation=turn,
+            rotation_mode="anchor",
+        )  # fmt: skip
+    names = [f"{t}\n{words[t][:12]}" for t in tokens]
+    axis.set_xticks([middles[t] for t in tokens], names, fontsize=8, parse_math=False)
     axis.set_xlabel("token")
     axis.set_ylabel("layer")
     axis.set_yticks(range(top + 1))
-    axis.set_xlim(-0.6, len(columns) - 0.4)
+    axis.set_xlim(0, span)
     axis.grid(False)
     axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return picture.from_figure(

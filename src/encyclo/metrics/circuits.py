@@ -20,7 +20,7 @@ Feature = tuple[int, int, int]
 
 @torch.no_grad()
 def exactness(
-    view: DecoderView, dictionaries: Dictionaries, prompts: Sequence[Int64[Tensor, " t"]], *, count: int = 10
+    view: DecoderView, dictionaries: Dictionaries, prompts: Sequence[Int64[Tensor, " _"]], *, count: int = 10
 ) -> dict[str, float]:
     """How far attribution is from being an identity: largest relative errors over prompts and strong features.
 
@@ -75,7 +75,7 @@ def exactness(
 def ablation_test(
     view: DecoderView,
     dictionaries: Dictionaries,
-    contexts: Sequence[Int64[Tensor, " t"]],
+    contexts: Sequence[Int64[Tensor, " _"]],
     *,
     seed: int,
     roots: int = 20,
@@ -199,7 +199,7 @@ def features_and_neurons(
     view: DecoderView,
     dictionary: SparseDictionary,
     layer: int,
-    prompts: Sequence[Int64[Tensor, " t"]],
+    prompts: Sequence[Int64[Tensor, " _"]],
     answers: Sequence[tuple[int, int]],
     *,
     kept: Sequence[int] = (0, 2, 4, 8, 16, 32, 64, 128),

@@ -130,7 +130,7 @@ def test_exported_transcoders_are_imported_unchanged(tmp_path: Path) -> None:
 def test_presets_hold_what_the_paper_trained() -> None:
     paper = declared("transcoders", "paper").systems["transcoders"]
     assert isinstance(paper, Transcoders.Config)
-    assert paper.tokens == paper.training.batch_size * 14_648 + 1792 == 60_000_000
+    assert paper.tokens == 60_000_000
     assert (paper.l1, paper.context, paper.dictionary.expansion, paper.dead_window) == (1.4e-4, 128, 32, 5000)
     with pytest.raises(InputError, match="each layer once"):
         Transcoders(Transcoders.Config(layers=(1, 1)))

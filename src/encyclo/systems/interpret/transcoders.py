@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -484,7 +485,7 @@ class Transcoders(System):
         """What `import_` saves, in memory."""
         model, tokenizer = pretrained.open_causal_lm(base)
         view = DecoderView(model)
-        found = dict(sorted(from_published(Path(path), view) for path in checkpoints))
+        found = dict(sorted((from_published(Path(path), view) for path in checkpoints), key=itemgetter(0)))
         configs = {dictionary.config for dictionary in found.values()}
         if len(found) < len(checkpoints) or len(configs) != 1:
             raise InputError("give one file per layer, all of the same width")
