@@ -14,7 +14,15 @@ from PIL import Image
 
 from encyclo import data
 from encyclo.data.atomic import atomic_path
-from encyclo.data.audio import Audio, encode_audio, read_audio, resample, write_audio
+from encyclo.data.audio import (
+    Audio,
+    encode_audio,
+    probe_audio,
+    read_audio,
+    resample,
+    stream_audio,
+    write_audio,
+)
 from encyclo.data.images import encode_image, probe_image, read_image, to_tensor, write_image
 from encyclo.data.video import Video, encode_video, probe_video, read_video, write_video
 from encyclo.errors import InputError
@@ -274,6 +282,25 @@ def test_sound_comes_back(tmp_path, name, channels):
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
+@pytest.mark.parametrize("rate", [None, 16000, 8000])
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.mp4"])
+def test_sound_read_block_by_block_is_the_whole(tmp_path, name, rate):
+    path = tmp_path / name
+    if name == "a.mp4":  # through FFmpeg
+        path.write_bytes(data.load("bunny").train[0]["video"])
+    else:
+        write_audio(Audio(_tone(16000, channels=2), 16000), path)
+    whole = read_audio(path, rate)
+    blocks = list(stream_audio(path, rate, seconds=0.1))
+    joined = torch.cat([block.samples for block in blocks], 1)
+    assert len(blocks) > 3
+    assert probe_audio(path)[0] == whole.samples.shape[0]
+    assert {block.notes for block in blocks} == {whole.notes}
+    assert abs(joined.shape[1] - whole.samples.shape[1]) <= 2
+    shared = min(joined.shape[1], whole.samples.shape[1])
+    torch.testing.assert_close(joined[:, :shared], whole.samples[:, :shared], atol=1e-4, rtol=0)
+
+
 def test_resampling_keeps_the_sound_and_is_noted():
     audio = read_audio(encode_audio(Audio(_tone(48000), 48000)), rate=16000)
     assert (audio.rate, audio.samples.shape[1]) == (16000, 8000)
@@ -298,6 +325,12 @@ def test_wrong_sound(tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=message):
             read_audio(source)
+        path = tmp_path / "wrong.bin" if isinstance(source, bytes) else source
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        with pytest.raises(InputError, match=message):
+            list(stream_audio(path))
+        (tmp_path / "wrong.bin").unlink(missing_ok=True)
     stream = io.BytesIO()
     soundfile.write(stream, np.zeros((0, 1)), 8000, format="WAV")
     with pytest.raises(InputError, match="0 samples"):

@@ -221,6 +221,17 @@ def test_group_basis_turns_into_uncorrelated_groups_of_equal_weight() -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.parametrize("groups", [2, 4])
+def test_the_group_basis_does_not_depend_on_the_scale(groups: int) -> None:
+    """Variances below one must not draw all large components into one group."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 8) * 0.7 ** torch.arange(8)
+    small, large = (group_basis(scale * x, groups) for scale in (1e-3, 1e3))
+    torch.testing.assert_close(small.abs(), large.abs(), atol=1e-3, rtol=0)
+    logs = (x @ small.t()).var(0).log().view(groups, -1).sum(1)
+    assert float(logs.max() - logs.min()) < 1.5
+
+
 def test_codebooks_initialised_from_data_are_healthy_where_the_published_draw_collapses() -> None:
     torch.manual_seed(0)
     z = 3 + torch.randn(600, 8)

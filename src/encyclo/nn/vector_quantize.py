@@ -476,13 +476,16 @@ def group_basis(x: Float[Tensor, "n d"], groups: int) -> Float[Tensor, "d d"]:
     centred = (x - x.mean(0)).double()
     variances, vectors = torch.linalg.eigh(centred.t() @ centred / max(len(x) - 1, 1))
     dim = x.shape[1]
+    # relative to the smallest: a factor below 1 would shrink the product and draw the next component to the same group
+    gains = (variances.clamp(min=1e-6 * float(variances[-1].clamp(min=1e-30))) / variances[-1].clamp(min=1e-30)).log()
+    gains = (gains - gains[0]).tolist()
     members: list[list[int]] = [[] for _ in range(groups)]
     weights = [0.0] * groups
     for i in reversed(range(dim)):
         open_groups = [g for g in range(groups) if len(members[g]) < dim // groups]
         chosen = min(open_groups, key=lambda g: weights[g])
         members[chosen].append(i)
-        weights[chosen] += math.log(max(float(variances[i]), 1e-12))
+        weights[chosen] += gains[i]
     rows = [i for group in members for i in group]
     basis: Tensor = vectors.t()[rows].to(x.dtype)
     return basis

@@ -70,9 +70,9 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
         parts = {part: dict(held[part]) for part in ("generator", "encoder", "quantizer")}
-    except Exception as error:  # the restricted unpickler raises nearly anything on a foreign file
+    except Exception:  # the restricted unpickler raises nearly anything on a foreign file
         raise InputError(
-            f"{path} is no checkpoint of generator, encoder and quantizer ({_first_line(error)})"
+            f"{path} is no checkpoint of generator, encoder and quantizer: give the official file or its safetensors"
         ) from None
     return {f"{part}.{key}": tensor for part, state in parts.items() for key, tensor in state.items()}
 

@@ -3,11 +3,9 @@
 A system of the audio wing derives from `AudioCodec`, gives encoder, quantiser and decoder, and has these verbs.
 """
 
-import html
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -21,25 +19,26 @@ from torch import Tensor
 from encyclo.config import Config
 from encyclo.data import Splits
 from encyclo.data.atomic import atomic_path
-from encyclo.data.audio import MAX_SAMPLES, Audio, encode_audio, read_audio, resample
+from encyclo.data.audio import MAX_SAMPLES, Audio, encode_audio, probe_audio, read_audio, resample, stream_audio
 from encyclo.errors import InputError
 from encyclo.metrics.audio import MelDistance, pesq, si_sdr, stft_distance, stoi, voiced_frames
 from encyclo.metrics.codebook import code_counts, entropy_bits, perplexity, used_share
 from encyclo.nn.vector_quantize import NoQuantize, Quantized
-from encyclo.picture import Picture, figure, from_figure
 from encyclo.system import System, SystemConfig
+from encyclo.systems.audio_pictures import codebook_page, codebook_picture, spectrograms
 from encyclo.tokens import container
 from encyclo.tokens.entropy import RangeReader, RangeWriter
-from encyclo.tokens.mel import magnitude_spectrogram
 from encyclo.tokens.waveform import pad_to_multiple, pieces
 from encyclo.verbs import Result
 
-__all__ = ["AudioCodec", "AudioCodecConfig", "Evaluation", "codebook_picture", "spectrograms"]
+__all__ = ["AudioCodec", "AudioCodecConfig", "Evaluation"]
 
 _CONTEXT_SECONDS = 1.0
 """Overlap on either side where half the codec sees its whole input (group norm, LSTM): no overlap is exact then."""
 _LONGEST_PIECE = 20.0
 """Seconds that are encoded or decoded at a time."""
+_BLOCK_SECONDS = 10.0
+"""Of a file that are read at a time."""
 _ROWS = 1 << 22
 """Probabilities held at a time while codes are written or read."""
 
@@ -127,14 +126,39 @@ class AudioCodec(System):
         Longer waves than 20 s are worked through in overlapping pieces, which gives the codes of the whole wave where
         the encoder's `context` is finite; a group norm takes its statistics over each piece.
         """
+        return self._codes_of([wave])[0]
+
+    @torch.inference_mode()
+    def _codes_of(self, blocks: Iterable[Float[Tensor, "c _"]]) -> tuple[Int64[Tensor, "c t books"], int]:
+        """Codes of a wave that comes in blocks, and its length in samples; at most a piece and a block are held."""
         self._needs_codebooks()
-        padded = pad_to_multiple(wave, self.hop).to(self.device)
-        frames = padded.shape[-1] // self.hop
-        found = []
-        for p in pieces(frames, self._frames(_LONGEST_PIECE), self._context(self.encoder)):
-            z = self.encoder(padded[:, None, p.low * self.hop : p.high * self.hop]).transpose(1, 2)
-            found.append(self.quantizer(z[:, p.begin - p.low : p.end - p.low], learn=False).codes)
-        return torch.cat(found, 1).cpu()
+        size, context, hop = self._frames(_LONGEST_PIECE), self._context(self.encoder), self.hop
+        found: list[Tensor] = []
+        begin = first = total = 0  # frames: where the next piece begins, where what is held begins; samples
+
+        def code(held: Float[Tensor, "c _"], end: int, high: int) -> None:
+            low = max(0, begin - context)
+            part = held[:, None, (low - first) * hop : (high - first) * hop].to(self.device)
+            z = self.encoder(part).transpose(1, 2)
+            found.append(self.quantizer(z[:, begin - low : end - low], learn=False).codes.cpu())
+
+        held: Tensor | None = None
+        for block in blocks:
+            held = block if held is None else torch.cat([held, block], 1)
+            total += block.shape[1]
+            while (begin + size + context - first) * hop <= held.shape[1]:
+                code(held, begin + size, begin + size + context)
+                begin += size
+                fresh = max(0, begin - context)
+                held, first = held[:, (fresh - first) * hop :], fresh
+        assert held is not None
+        frames = max(1, -(-total // hop))
+        held = pad_to_multiple(held, hop)
+        while begin < frames:
+            end = min(frames, begin + size)
+            code(held, end, min(frames, end + context))
+            begin = end
+        return torch.cat(found, 1), total
 
     @torch.inference_mode()
     def wave(self, codes: Int64[Tensor, "c t books"]) -> Float[Tensor, "c n"]:
@@ -172,19 +196,31 @@ class AudioCodec(System):
         """
         if audio.samples.numel() == 0:
             raise InputError(f"'{audio.name}' has no samples: give another recording")
-        if not bool(torch.isfinite(audio.samples).all()):
-            bad = int((~torch.isfinite(audio.samples)).sum())
-            raise InputError(f"'{audio.name}' has {bad} samples that are not finite (NaN or infinite): repair it first")
+        _refuse_not_finite(audio)
         made = resample(audio, self.config.rate)
-        notes = list(made.notes)
-        if audio.samples.shape[0] > 1:
-            notes.append(f"{audio.name}: {audio.samples.shape[0]} channels, each coded on its own")
-        if self.encoder.context is None and made.samples.shape[1] > _LONGEST_PIECE * self.config.rate:
+        return made.samples.float(), self._notes(made, made.samples.shape[1])
+
+    def _prepared_blocks(self, path: Path, notes: list[str]) -> Iterator[Float[Tensor, "c _"]]:
+        """As `_prepared`, block by block; `notes` is filled when the file has been read."""
+        block, length = None, 0
+        for block in stream_audio(path, self.config.rate, seconds=_BLOCK_SECONDS):
+            _refuse_not_finite(block)
+            length += block.samples.shape[1]
+            yield block.samples
+        if block is not None:
+            notes += self._notes(block, length)
+
+    def _notes(self, audio: Audio, length: int) -> list[str]:
+        """What happens to a recording of so many samples."""
+        notes, channels = list(audio.notes), audio.samples.shape[0]
+        if channels > 1:
+            notes.append(f"{audio.name}: {channels} channels, each coded on its own")
+        if self.encoder.context is None and length > _LONGEST_PIECE * self.config.rate:
             notes.append(
-                f"{audio.name}: {made.seconds:.0f} s, encoded in pieces of {_LONGEST_PIECE:.0f} s with"
+                f"{audio.name}: {length / self.config.rate:.0f} s, encoded in pieces of {_LONGEST_PIECE:.0f} s with"
                 f" {_CONTEXT_SECONDS:.0f} s overlap (the encoder's statistics are those of each piece)"
             )
-        return made.samples.float(), notes
+        return notes
 
     # -- verbs: tokens ---------------------------------------------------------------------------------------------
 
@@ -245,25 +281,37 @@ class AudioCodec(System):
     # -- verbs: files ----------------------------------------------------------------------------------------------
 
     def compress(
-        self, audio: Audio, *, coder: Literal["range", "raw"] = "range", piece_seconds: float = 10.0
+        self, audio: Path | Audio, *, coder: Literal["range", "raw"] = "range", piece_seconds: float = 10.0
     ) -> Result:
         """Write a recording as one file of sections that can be decoded one after the other.
 
         Args:
-            audio: any rate and number of channels.
+            audio: any rate and number of channels. A file is read and coded block by block: whatever its length, less
+                than a minute of it is in memory.
             coder: range coding with the frequencies of the training data, or log2(size) bits a code.
             piece_seconds: of one section.
         """
         if piece_seconds <= 0:
             raise InputError(f"piece_seconds={piece_seconds}: give a time above 0")
-        wave, notes = self._prepared(audio)
-        codes = self.codes(wave)
+        if isinstance(audio, Audio):
+            rate = audio.rate
+            wave, notes = self._prepared(audio)
+            codes, samples = self._codes_of([wave])
+        else:
+            _, rate = probe_audio(audio)
+            notes = list[str]()
+            codes, samples = self._codes_of(self._prepared_blocks(audio, notes))
+        channels = codes.shape[0]
+        if samples * channels > MAX_SAMPLES:
+            raise InputError(
+                f"{channels} x {samples} samples are more than the limit of {MAX_SAMPLES}: cut it into pieces"
+            )
         frames = max(self._frames(piece_seconds), -(-codes.shape[1] // (container.MOST_SECTIONS - 1)))
         header = {
             "model": self.fingerprint()[:16],
-            "rate": audio.rate,
-            "samples": wave.shape[1],
-            "channels": wave.shape[0],
+            "rate": rate,
+            "samples": samples,
+            "channels": channels,
             "frames": frames,
             "coder": coder,
         }
@@ -272,13 +320,13 @@ class AudioCodec(System):
             for i, p in enumerate(pieces(codes.shape[1], frames, 0))
         }
         blob = container.pack(self.card.slug, header, sections)
-        seconds, coded = wave.shape[1] / self.config.rate, sum(map(len, sections.values()))
+        seconds, coded = samples / self.config.rate, sum(map(len, sections.values()))
         report = {
             "bytes": len(blob),
             "bits_per_second": 8 * len(blob) / seconds,
             "bits_per_second_of_codes": 8 * coded / seconds,
             "bits_per_second_of_raw_codes": codes.numel() * math.log2(self.size) / seconds,
-            "times_smaller_than_16_bit": 2 * audio.samples.numel() / len(blob),
+            "times_smaller_than_16_bit": 2 * channels * seconds * rate / len(blob),
         }
         return Result(blob, report, notes)
 
@@ -443,7 +491,7 @@ class AudioCodec(System):
         if out.suffix == ".json":
             content = json.dumps({"codebooks": rows, **report}, indent=1).encode() + b"\n"
         else:
-            content = _page(self.card.title, rows, report, codebook_picture(counts, energy)).encode()
+            content = codebook_page(self.card.title, rows, report, codebook_picture(counts, energy)).encode()
         with atomic_path(out) as temporary:
             temporary.write_bytes(content)
         return Result(out, report, notes)
@@ -554,96 +602,10 @@ class AudioCodec(System):
         return metrics
 
 
-def spectrograms(
-    waves: Mapping[str, Float[Tensor, " _"]],
-    rate: int,
-    name: str,
-    caption: str,
-    *,
-    kind: Literal["webp", "png"] = "webp",
-    docs: bool = False,
-) -> Picture:
-    """Spectrograms of several waves, one above the other, on one scale (dB under loud parts of the first)."""
-    from PIL import Image
-
-    made, axes = figure(7.0, 0.9 + 1.3 * len(waves), rows=len(waves))
-    grid = list(axes.flat) if len(waves) > 1 else [axes]
-    hop, size = max(1, rate // 200), 1 << round(math.log2(rate * 0.032))
-    window = torch.hann_window(size)
-    shown = {
-        label: 20 * magnitude_spectrogram(wave.cpu(), size, hop, window).clamp(min=1e-5).log10()
-        for label, wave in waves.items()
-    }
-    first = next(iter(shown.values()))
-    top = float(torch.quantile(first.flatten()[: 1 << 24], 0.99))
-    shown = {label: values - top for label, values in shown.items()}
-    for axis, (label, values) in zip(grid, shown.items(), strict=True):
-        axis.grid(False)
-        extent = (0, values.shape[1] * hop / rate, 0, rate / 2000)
-        look = {"origin": "lower", "aspect": "auto", "vmin": -60, "vmax": 0, "cmap": "magma"}
-        drawn = axis.imshow(values.numpy(), extent=extent, **look)
-        axis.set_ylabel("kHz", fontsize=8)
-        axis.set_title(label, fontsize=9, loc="left", pad=2)
-        if axis is not grid[-1]:
-            axis.set_xticklabels([])
-    grid[-1].set_xlabel("seconds", fontsize=8)
-    made.colorbar(drawn, ax=grid, shrink=0.8, pad=0.01).set_label("dB", fontsize=8)
-    raw, out = io.BytesIO(), io.BytesIO()
-    made.savefig(raw, format="png", dpi=120, metadata={"Software": None})
-    # a spectrogram is all noise and texture, which vector graphics would store as an uncompressed picture
-    Image.open(raw).convert("RGB").save(out, format=kind.upper(), quality=82, method=6)
-    return Picture(name, caption, kind, out.getvalue(), docs)
-
-
-def codebook_picture(
-    counts: Int64[Tensor, "books size"],
-    energy: Float[Tensor, "levels_and_one groups"],
-    name: str = "codebooks",
-    caption: str = "",
-    *,
-    docs: bool = False,
-) -> Picture:
-    """Left: how often each codebook's codes are chosen, most frequent first; right: energy left after each level."""
-    made, axes = figure(7.0, 2.8, columns=2)
-    left, right = axes.flat
-    groups = energy.shape[1]
-    for book, row in enumerate(counts):
-        share = row.double().sort(descending=True).values / row.sum().clamp(min=1)
-        left.plot(share.clamp(min=1e-6).numpy(), label=f"level {book // groups + 1}, group {book % groups + 1}")
-    left.set_yscale("log")
-    left.set_xlabel("code, by rank")
-    left.set_ylabel("share of frames")
-    left.legend(frameon=False, fontsize=7)
-    for group in range(groups):
-        right.plot(
-            (energy[:, group] / energy[0].sum().clamp(min=1e-12)).numpy(),
-            marker="o",
-            markersize=4,
-            label=f"group {group + 1}",
-        )
-    right.set_xticks(range(energy.shape[0]))
-    right.set_ylim(0, None)
-    right.set_xlabel("levels used")
-    right.set_ylabel("energy left")
-    right.legend(frameon=False, fontsize=7)
-    return from_figure(made, name, caption, docs=docs)
-
-
-def _page(title: str, rows: list[dict[str, Any]], report: Mapping[str, Any], picture: Picture) -> str:
-    def cell(value: Any) -> str:
-        return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
-
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
-    facts = "".join(f"<li>{html.escape(k.replace('_', ' '))}: {cell(v)}</li>" for k, v in report.items())
-    svg = picture.content.decode()
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Codebooks of {html.escape(title)}</title>'
-        "<style>body{font:15px/1.5 system-ui,sans-serif;max-width:48rem;margin:2rem auto;padding:0 1rem;color:#1f2430}"
-        "table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e6e8ec}"
-        "svg{max-width:100%;height:auto}</style>"
-        f"<h1>Codebooks</h1><ul>{facts}</ul><table><tr>{head}</tr>{body}</table>{svg[svg.index('<svg') :]}</html>\n"
-    )
+def _refuse_not_finite(audio: Audio) -> None:
+    bad = int((~torch.isfinite(audio.samples)).sum())
+    if bad:
+        raise InputError(f"'{audio.name}' has {bad} samples that are not finite (NaN or infinite): repair it first")
 
 
 def _parsed(text: str) -> dict[str, Any]:

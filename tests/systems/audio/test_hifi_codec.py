@@ -28,7 +28,8 @@ from encyclo.nn.vector_quantize import (
     ResidualVectorQuantize,
 )
 from encyclo.nn.weight_norm import put_weight_norm
-from encyclo.systems.audio.hifi_codec import _TINY, Encodec, Game, HifiCodec, Objective, published
+from encyclo.systems.audio.hifi_codec import _TINY, Encodec, HifiCodec, published
+from encyclo.systems.audio_training import Game, Objective
 from encyclo.training import Trainer
 from encyclo.training.config import AdamW, TrainingConfig
 from systems.contract import SystemContract
@@ -222,10 +223,23 @@ def test_turning_the_latent_changes_no_wave(kind: str) -> None:
     wave = torch.randn(1, 1, 400) * 0.1
     before, _ = made(wave)
     z = made.encoder(wave)
-    basis = torch.linalg.qr(torch.randn(8, 8)).Q
+    basis = 3 * torch.linalg.qr(torch.randn(8, 8)).Q
     made.turn(basis)
     torch.testing.assert_close(made.encoder(wave), torch.einsum("ij,bjt->bit", basis, z), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(made(wave)[0], before, atol=1e-5, rtol=1e-4)
+
+
+def test_the_latent_is_scaled_before_its_codebooks_are_set(folder: Path, tmp_path: Path) -> None:
+    splits = rooms.load(str(folder), "audio")
+    books = Codebooks.Config(size=8, init="k-means", rounds=3)
+    quantizer = GroupResidualVectorQuantize.Config(codebooks=books)
+    made = codec(quantizer=quantizer, latent_deviation=2.0, decorrelate=True)
+    wave = torch.randn(1, 1, 400) * 0.1
+    before = made.decoder(made.encoder(wave))
+    made._set_codebooks(splits, Trainer(None, progress=False))
+    torch.testing.assert_close(made.decoder(made.encoder(wave)), before, atol=1e-5, rtol=1e-4)
+    z = torch.cat([made.encoder(read_audio(row["audio"], 8000).samples[None, :, :2000])[0].t() for row in splits.train])
+    assert 1 < float(z.detach().var(0).mean().sqrt()) < 4
 
 
 def test_halves_that_do_not_fit_are_refused() -> None:
@@ -380,6 +394,29 @@ def test_long_files_are_coded_in_pieces_that_change_nothing_without_the_group_no
     )
     normed = codec()
     assert any("pieces" in note for note in normed.encode(Audio(wave, 8000, "long")).notes)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+@pytest.mark.parametrize("suffix", [".wav", ".ogg"])
+def test_a_file_is_coded_block_by_block_as_if_whole(suffix: str, rate: int, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("encyclo.systems.audio_codec._LONGEST_PIECE", 0.4)
+    monkeypatch.setattr("encyclo.systems.audio_codec._BLOCK_SECONDS", 0.3)
+    path = recording(tmp_path / f"long{suffix}", 3.21, rate, 2)
+    made = codec()
+    with torch.no_grad():
+        made.encoder.last.weight.mul_(30)
+    audio = read_audio(path)
+    whole, blocks = made.compress(audio), made.compress(path)
+    codes = made._codes_of(made._prepared_blocks(path, []))[0]
+    assert codes.shape == made.codes(made._prepared(audio)[0]).shape
+    assert float((codes == made.codes(made._prepared(audio)[0])).float().mean()) > 0.95
+    if rate == 8000:
+        assert whole.value == blocks.value
+    assert list(blocks.notes) == list(whole.notes)
+    assert set(blocks.report) == set(whole.report)
+    assert made.decompress(blocks.value).value.samples.shape == made.decompress(whole.value).value.samples.shape
+    with pytest.raises(InputError, match="is a folder"):
+        made.compress(tmp_path)
 
 
 def test_reconstruct_writes_sound_picture_and_figures(tmp_path: Path) -> None:
