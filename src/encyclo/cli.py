@@ -366,6 +366,11 @@ def _open(
     """The system to use: a run, a system fitted to the input itself, or the one a compressed file carries."""
     from encyclo.system import open_system
 
+    if verb == "import" and (slug is not None or inputs[0] in catalogue.cards()):
+        made: Any = catalogue.system(
+            slug or inputs[0]
+        )  # published weights are converted by the class: no run is needed
+        return made, inputs if slug else inputs[1:], options
     if slug is not None:
         return _fit_to_input(verb, inputs, options, slug, preset)
     first = Path(inputs[0])
@@ -437,7 +442,11 @@ def _print_result(result: "Result", *, quiet: bool) -> None:
         print(value)
     elif isinstance(value, Path):
         print(f"wrote {value}")
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
+    elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+        if len(value[0]) > 10 or any(row.keys() != value[0].keys() for row in value):  # no table: one row a line
+            for row in value:
+                print(json.dumps(verbs.plain(row), ensure_ascii=False))
+            return
         table = _table(*[str(k) for k in value[0]])
         for row in value:
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))

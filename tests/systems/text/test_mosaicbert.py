@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from encyclo.cli import run
 from encyclo.data import load
 from encyclo.errors import InputError
 from encyclo.experiment import Preset, Trial
@@ -297,6 +298,18 @@ def test_published_weights_are_imported_and_open_again(tmp_path: Path) -> None:
     assert opened.config.length == 128
     with pytest.raises(InputError, match="--out"):
         MosaicBERT.import_(str(folder))
+
+
+def test_weights_are_imported_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(checkpoint(tmp_path / "published"))
+    for words in (["mosaicbert", folder], [folder, "--system", "mosaicbert"]):
+        out = tmp_path / f"run{len(words)}"
+        assert run(["import", *words, "--out", str(out)]) == 0
+        assert type(MosaicBERT.from_pretrained(out)) is MosaicBERT
+    capsys.readouterr()
+    assert run(["import", "mosaicbert", str(tmp_path), "--out", str(tmp_path / "none")]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_length_of_imported_weights_is_told_or_read_off_their_name(tmp_path: Path) -> None:
