@@ -30,7 +30,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # training options, which hold no code
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise InputError(f"'{path}' is no readable checkpoint ({str(error).splitlines()[0]})") from None
+        why = (str(error) or "it ends too early").splitlines()[0]
+        raise InputError(f"'{path}' is no readable checkpoint ({why})") from None
     except Exception as error:  # the restricted unpickler's own errors
         kind = type(error).__name__
         raise InputError(f"'{path}' is no checkpoint of tensors alone ({kind}): convert it to .safetensors") from None

@@ -317,6 +317,7 @@ class TestContract(SystemContract):
         ("reconstruct", ["{picture}", "mask_ratio=1.5"], "mask_ratio"),
         ("reconstruct", ["{picture}", "mask_ratio=0.01"], "hides 0 of 16"),
         ("import", ["{picture}"], "checkpoint"),
+        ("import", ["{empty}"], "ends too early"),
     ]
 
     def files(self, folder: Path) -> dict[str, Path]:
