@@ -121,7 +121,9 @@ def _explain(config: Config, error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(step) for step in first["loc"])
     message = first["msg"]
-    message = message[0].lower() + message[1:]
+    message = (message[0].lower() + message[1:]).removeprefix("value error, ")
+    if not where:  # a rule over several fields, which names them itself
+        return message
     field = type(config).model_fields.get(str(first["loc"][0])) if first["loc"] else None
     allowed = ""
     if field is not None and len(first["loc"]) == 1 and get_args(field.annotation) and "input should be" not in message:

@@ -11,15 +11,17 @@ if TYPE_CHECKING:
     from encyclo.data.bundled import Manifest as Manifest
     from encyclo.data.bundled import manifest as manifest
     from encyclo.data.bundled import names as names
+    from encyclo.data.exporting import export as export
     from encyclo.data.splits import Splits as Splits
     from encyclo.data.splits import load as load
 
-__all__ = ["Batches", "Manifest", "Splits", "load", "manifest", "names"]
+__all__ = ["Batches", "Manifest", "Splits", "export", "load", "manifest", "names"]
 
 _HOME = {
     "Batches": "batches",
     "Manifest": "bundled",
     "Splits": "splits",
+    "export": "exporting",
     "load": "splits",
     "manifest": "bundled",
     "names": "bundled",
