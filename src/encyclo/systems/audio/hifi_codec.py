@@ -268,6 +268,7 @@ def experiment(preset: Preset) -> Experiment:
         training=_budget(4 if smoke else 200, 2 if smoke else 8, 1e-3),
         survey_files=4 if smoke else 200,
         decorrelate=True,
+        latent_deviation=1.0,
         evaluation=Evaluation(files=2 if smoke else 32, unseen_files=2 if smoke else 16),
     )
     arms = _arms(base, 8 if smoke else 256, "k-means")
@@ -328,6 +329,8 @@ def _gpu() -> Experiment:
         continuous=own.replace(seconds=60, optimiser=AdamW(lr=1e-3, betas=(0.5, 0.9))),
         continuous_objective=_FIRST.replace(mel=MelLoss.Config(weights=_FIRST.mel.weights, resolutions=fronts)),
         training=own,
+        decorrelate=True,
+        latent_deviation=1.0,
         evaluation=Evaluation(files=100, unseen_files=50, pesq=True),
     )
     arms: dict[str, Any] = {k: v for k, v in _arms(base, 1024, "k-means").items() if k not in ("pq-4", "rvq-4-ema")}
@@ -570,9 +573,10 @@ _COLUMNS = {
 
 _FAIRNESS = (
     "One continuous autoencoder per seed is copied into every arm; then every arm trains on the same batches for"
-    " the same steps with the same losses. Codebooks are set by k-means on the same latents, and for arms with"
-    " groups the latent's axes are turned first so that the groups are uncorrelated; neither is published, but"
-    " the published uniform draw collapses on a trained encoder, and one that was never trained in groups has"
-    " none (for residual VQ a turn changes nothing). No discriminators in this run: the claim tested is the"
-    " quantiser's. The restart threshold of rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
+    " the same steps with the same losses. In every arm the latent is first scaled to deviation 1, which changes no"
+    " wave and weighs the commitment; for arms with groups its axes are turned so that the groups are uncorrelated"
+    " (for residual VQ a turn changes nothing). Codebooks are set by k-means on the same latents. None of the three is"
+    " published, but the published uniform draw collapses on a trained encoder, and one that was never trained in"
+    " groups has none. No discriminators in this run: the claim tested is the quantiser's. The restart threshold of"
+    " rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
 )
