@@ -204,7 +204,7 @@ def experiment(preset: Preset) -> Experiment:
         ),
         Preset.GPU: (
             {"vocabulary": 16_320, "dim": 512, "layers": 8, "heads": 8},
-            _recipe(seconds=100, batch_size=256, lr=1e-3, precision="bf16"),
+            _recipe(seconds=100, batch_size=256, lr=1e-3, precision="bf16", evaluate_every=50),
             20,
         ),
     }
@@ -338,7 +338,7 @@ def _recipe(*, lr: float, **changes: Any) -> TrainingConfig:
     paper = MosaicBERT.Config().training
     optimiser = paper.optimiser.replace(lr=lr)
     schedule = paper.schedule.replace(final=0.0)
-    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 50, **changes})
+    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 10, **changes})
 
 
 def _undropped(config: MosaicBERT.Config) -> Mlp.Config | Glu.Config:
@@ -414,8 +414,12 @@ def _short(trial: Trial, config: MosaicBERT.Config, folder: str, **budget: float
 def _pictures(trial: Trial) -> list[Picture]:
     found = []
     names = {"mosaicbert": "MosaicBERT", "bert": "BERT"}
-    points = {names[arm]: trial.curves[arm].get("eval/mlm_accuracy", ()) for arm in names}
+    points = {names[arm]: list(trial.curves[arm].get("eval/mlm_accuracy", ())) for arm in names}
+    majority = trial.metrics.get("mosaicbert", {}).get("majority_accuracy")
     if all(points.values()):
+        ends = [point for line in points.values() for point in line]
+        if majority is not None:  # what a model that has learned nothing else gets
+            points["most frequent token"] = [(p[0], p[1], majority) for p in (min(ends), max(ends))]
         found += [
             picture.curves(
                 {name: [(p[1], p[2]) for p in line] for name, line in points.items()},
@@ -445,5 +449,8 @@ def _pictures(trial: Trial) -> list[Picture]:
         axis.invert_yaxis()
         axis.set_xlabel("accuracy after equal short time, %")
         caption = "From BERT to MosaicBERT, one switch after another, each trained for the same short time."
+        if majority is not None:
+            axis.axvline(majority, color=picture.INK, linestyle="--", linewidth=1)
+            caption += " Dashed: always naming the most frequent token."
         found.append(picture.from_figure(made, "ladder", caption, docs=True))
     return found
