@@ -91,11 +91,11 @@ def files(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both parts and print (or write) JSON."""
+    """Run both parts, print JSON and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/audio_codec.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     found = {
@@ -104,8 +104,8 @@ def main() -> None:
         "environment": environment(),
     }
     text = json.dumps(found, indent=1)
-    if given.out:
-        given.out.write_text(text + "\n", encoding="utf-8")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(text + "\n", encoding="utf-8")
     sys.stdout.write(text + "\n")
 
 

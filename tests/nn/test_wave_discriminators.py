@@ -1,7 +1,10 @@
 """The three families: published sizes, shapes, foldings, the spectrogram, restart from `meta`."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from pydantic import ValidationError
 
 from encyclo.nn.part import materialise, parameter_count
 from encyclo.nn.wave_discriminators import (
@@ -86,3 +89,17 @@ def test_builds_on_meta_and_is_materialised() -> None:
 def test_no_family_at_all_is_refused() -> None:
     with pytest.raises(ValueError, match="no family"):
         WaveDiscriminators.Config(period=None, scale=None, stft=None).build()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MultiPeriodDiscriminator.Config(periods=(2, 0)),
+        lambda: MultiStftDiscriminator.Config(n_ffts=(130,)),
+        lambda: ScaleDiscriminator.Config(layers=((8, 15, 0, 1),)),
+        lambda: StftDiscriminator.Config(dilations=(-1,)),
+    ],
+)
+def test_impossible_sizes_are_refused_by_the_configuration(make: Callable[[], object]) -> None:
+    with pytest.raises(ValidationError):
+        make()

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from encyclo.nn.part import Part, PartConfig
@@ -25,7 +25,7 @@ class ResidualBlock(Part):
         """Kernel and dilations."""
 
         kernel: int = Field(3, ge=1, description="odd")
-        dilations: tuple[int, ...] = (1, 3, 5)
+        dilations: tuple[PositiveInt, ...] = Field((1, 3, 5), min_length=1)
 
         @model_validator(mode="after")
         def _odd(self) -> "ResidualBlock.Config":
@@ -50,14 +50,12 @@ class ResidualBlock(Part):
 class _StackConfig(PartConfig):
     """What encoder and generator share."""
 
-    rates: tuple[int, ...] = Field(
-        (8, 5, 4, 2), description="of the generator, first stage first; the encoder reverses"
+    rates: tuple[PositiveInt, ...] = Field(
+        (8, 5, 4, 2), min_length=1, description="of the generator, first stage first; the encoder reverses"
     )
-    kernels: tuple[int, ...] = Field((16, 11, 8, 4), description="one per rate; kernel - rate must be even")
-    blocks: tuple[ResidualBlock.Config, ...] = (
-        ResidualBlock.Config(kernel=3),
-        ResidualBlock.Config(kernel=7),
-        ResidualBlock.Config(kernel=11),
+    kernels: tuple[PositiveInt, ...] = Field((16, 11, 8, 4), description="one per rate; kernel - rate must be even")
+    blocks: tuple[ResidualBlock.Config, ...] = Field(
+        (ResidualBlock.Config(kernel=3), ResidualBlock.Config(kernel=7), ResidualBlock.Config(kernel=11)), min_length=1
     )
     init_std: float | None = Field(0.01, gt=0, description="of strided and last convolutions; None: torch's default")
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from encyclo.nn.part import Part, PartConfig
@@ -88,13 +88,15 @@ class _SeanetConfig(PartConfig):
     """What encoder and decoder share; the defaults are EnCodec's at 24 kHz."""
 
     kind: Literal["seanet"] = "seanet"
-    rates: tuple[int, ...] = Field((8, 5, 4, 2), description="of the decoder, first stage first; the encoder reverses")
+    rates: tuple[PositiveInt, ...] = Field(
+        (8, 5, 4, 2), min_length=1, description="of the decoder, first stage first; the encoder reverses"
+    )
     filters: int = Field(32, ge=1, description="width at the wave's rate; doubles with each stage")
-    kernel: int = Field(7, description="of the first convolution")
-    last_kernel: int = Field(7, description="of the last one")
-    residual_kernel: int = 3
-    residual_layers: int = 1
-    dilation_growth: int = 2
+    kernel: PositiveInt = Field(7, description="of the first convolution")
+    last_kernel: PositiveInt = Field(7, description="of the last one")
+    residual_kernel: PositiveInt = 3
+    residual_layers: PositiveInt = 1
+    dilation_growth: PositiveInt = 2
     compress: int = Field(2, ge=1, description="narrowing inside the residual blocks")
     lstm_layers: int = Field(2, ge=0)
     causal: bool = True

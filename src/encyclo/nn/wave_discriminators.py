@@ -3,11 +3,12 @@
 """
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -32,9 +33,9 @@ class PeriodDiscriminator(Part):
     class Config(PartConfig):
         """Widths and strides."""
 
-        channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
-        kernel: int = 5
-        stride: int = Field(3, description="of all layers but the last of `channels`")
+        channels: tuple[PositiveInt, ...] = Field((32, 128, 512, 1024, 1024), min_length=1)
+        kernel: PositiveInt = 5
+        stride: PositiveInt = Field(3, description="of all layers but the last of `channels`")
 
     def __init__(self, config: Config, *, period: int) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class MultiPeriodDiscriminator(Part):
     class Config(PartConfig):
         """The periods, and the net that each has."""
 
-        periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+        periods: tuple[PositiveInt, ...] = Field((2, 3, 5, 7, 11), min_length=1)
         each: PeriodDiscriminator.Config = PeriodDiscriminator.Config()
 
     def __init__(self, config: Config) -> None:
@@ -86,7 +87,7 @@ class ScaleDiscriminator(Part):
     class Config(PartConfig):
         """One entry a layer."""
 
-        layers: tuple[tuple[int, int, int, int], ...] = Field(
+        layers: tuple[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], ...] = Field(
             (
                 (128, 15, 1, 1),
                 (128, 41, 2, 4),
@@ -149,10 +150,10 @@ class StftDiscriminator(Part):
     class Config(PartConfig):
         """Width, kernels and strides."""
 
-        filters: int = 32
-        kernel: tuple[int, int] = Field((3, 9), description="time, frequency")
-        dilations: tuple[int, ...] = Field((1, 2, 4), description="along time")
-        stride: int = Field(2, description="along frequency")
+        filters: PositiveInt = 32
+        kernel: tuple[PositiveInt, PositiveInt] = Field((3, 9), description="time, frequency")
+        dilations: tuple[PositiveInt, ...] = Field((1, 2, 4), description="along time")
+        stride: PositiveInt = Field(2, description="along frequency")
 
     hann: Float[Tensor, " w"]
 
@@ -208,7 +209,9 @@ class MultiStftDiscriminator(Part):
     class Config(PartConfig):
         """Lengths of the transforms, and the net that each has."""
 
-        n_ffts: tuple[int, ...] = (1024, 2048, 512, 256, 128)
+        n_ffts: tuple[Annotated[int, Field(ge=4, multiple_of=4)], ...] = Field(
+            (1024, 2048, 512, 256, 128), min_length=1
+        )
         each: StftDiscriminator.Config = StftDiscriminator.Config()
 
     def __init__(self, config: Config) -> None:
