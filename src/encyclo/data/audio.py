@@ -185,6 +185,7 @@ def stream_audio(path: str | Path, rate: int | None = None, *, seconds: float = 
     path, name = Path(path), f"'{path}'"
     format = _opened(path, name)
     count = 0
+    parts: Iterator[Float32[np.ndarray, "channels n"]]
     with ExitStack() as stack:
         try:
             if format is not None:
