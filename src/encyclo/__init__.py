@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from encyclo.data import load
     from encyclo.errors import InputError
     from encyclo.experiment import verify
+    from encyclo.sampling.encoder_propagation import accelerate_sampling
     from encyclo.system import System
     from encyclo.system import open_system as open
     from encyclo.training import Trainer
@@ -20,6 +21,7 @@ _WHERE = {
     "InputError": ("encyclo.errors", "InputError"),
     "System": ("encyclo.system", "System"),
     "Trainer": ("encyclo.training", "Trainer"),
+    "accelerate_sampling": ("encyclo.sampling.encoder_propagation", "accelerate_sampling"),
     "cards": ("encyclo.catalogue", "cards"),
     "load": ("encyclo.data", "load"),
     "open": ("encyclo.system", "open_system"),
@@ -32,6 +34,7 @@ __all__ = [
     "System",
     "Trainer",
     "__version__",
+    "accelerate_sampling",
     "cards",
     "load",
     "open",

@@ -69,7 +69,10 @@ class SplitUNet:
                 kind = type(unet).__name__
                 raise InputError(f"a {kind} has no '{name}': encoder propagation needs a UNet with down and up blocks")
         self.unet = unet
-        self._names = ["conv_in", *(f"down_blocks.{i}" for i in range(len(unet.down_blocks)))]  # type: ignore[arg-type]
+        self._names = ["conv_in"]
+        if isinstance(getattr(unet, "transformer_in", None), nn.Module):  # of video networks
+            self._names.append("transformer_in")
+        self._names += [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]  # type: ignore[arg-type]
         if isinstance(getattr(unet, "mid_block", None), nn.Module):
             self._names.append("mid_block")
         self._modules = [unet.get_submodule(name) for name in self._names]
@@ -144,7 +147,7 @@ class SplitUNet:
     @contextmanager
     def _replaying(self, features: Features, count: int) -> Iterator[None]:
         for replay, output in zip(self._replays, features.outputs, strict=True):
-            replay.output = _tile(output, count, features.batch)
+            replay.output = _tile(output, count, None)
         parents = [self.unet.get_submodule(name.rpartition(".")[0]) for name in self._names]
         keys = [name.rpartition(".")[2] for name in self._names]
         try:
@@ -157,12 +160,17 @@ class SplitUNet:
                 replay.output = None
 
 
-def _tile(value: Any, count: int, batch: int) -> Any:
-    """Repeat every tensor of batch `batch` `count` times along the first axis, through tuples, lists and mappings."""
+def _tile(value: Any, count: int, batch: int | None) -> Any:
+    """Repeat tensors `count` times along the first axis, through tuples, lists and mappings.
+
+    With `batch` only those whose first axis has that length (conditions may hold others); with None all (remembered
+    features: in a video network their first axis counts the frames of all samples).
+    """
     if count == 1:
         return value
     if isinstance(value, Tensor):
-        return value.repeat(count, *(1,) * (value.dim() - 1)) if value.dim() and value.shape[0] == batch else value
+        fits = value.dim() > 0 and batch in (None, value.shape[0])
+        return value.repeat(count, *(1,) * (value.dim() - 1)) if fits else value
     if isinstance(value, tuple | list):
         return type(value)(_tile(v, count, batch) for v in value)
     if isinstance(value, Mapping):

@@ -1,5 +1,7 @@
 """Sampling from a diffusion UNet with diffusers' schedulers."""
 
+import sys
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -61,8 +63,18 @@ def sample(
     latent = noise * float(scheduler.init_noise_sigma)
     told = {} if labels is None else {"class_labels": labels}
     extra: dict[str, Any] = {} if generator is None else {"generator": generator}
-    for time in scheduler.timesteps:
+    for time in _shown(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latent, time)
         predicted = unet(scaled, time, return_dict=False, **told)[0]
         latent = scheduler.step(predicted, time, latent, return_dict=False, **extra)[0]
     return latent
+
+
+def _shown(times: Tensor) -> Iterable[Tensor]:
+    """The time steps, with a bar on a terminal that goes when they are done."""
+    if not sys.stderr.isatty():
+        return times
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(times, "sampling", total=len(times), console=Console(stderr=True), transient=True)

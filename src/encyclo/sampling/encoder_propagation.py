@@ -4,6 +4,7 @@ Works on any diffusers pipeline, or any UNet with its scheduler: while installed
 step are intercepted, the sampling loop itself is not touched.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,12 @@ NAMED: dict[str, Callable[[int], tuple[int, ...]]] = {
     "if-stage-1": lambda steps: tuple(i for i in range(steps) if i < 10 or i > 85 or i % 5 == 0),
     "if-stage-2": lambda steps: tuple(i for i in range(steps) if i < 20 or i > 40 or i % 2 == 0),
     "if-stage-3": lambda steps: tuple(i for i in range(steps) if math.isqrt(9 + 8 * i) ** 2 == 9 + 8 * i),
+    "ablation-1": lambda steps: tuple(i for i in (0, 10, 11, 12, 15, 20, 25, 30, 35, 45) if i < steps),
+    "ablation-2": lambda steps: tuple(i for i in (0, 20, 25, 30, 35, 45, 46, 47, 48, 49) if i < steps),
+    "ablation-3": lambda steps: tuple(i for i in (0, 9, 13, 14, 15, 28, 29, 32, 36, 45) if i < steps),
 }
-"""Published key sets by name, as functions of the number of sampler steps."""
+"""Published key sets by name, as functions of the number of sampler steps. `paper` is that of Stable Diffusion: 9 keys
+of 50 DDIM steps, cut off (7 keys) for 20 steps of DPM-Solver; the ablation sets were published as worse than it."""
 
 
 def key_steps(keys: str | Sequence[int], steps: int) -> tuple[int, ...]:
@@ -89,6 +94,9 @@ class Counts:
     decoded: int = 0
     """Decoder evaluations: one for every sampler step."""
     largest_batch: int = 0
+    """Samples in the largest decoder batch."""
+    control_calls: int = 0
+    """Forward passes of the ControlNet; several in one pipeline count as one."""
 
 
 class EncoderPropagation:
@@ -98,38 +106,49 @@ class EncoderPropagation:
         unet: a diffusers UNet.
         scheduler: the sampler's scheduler.
         config: key steps, mode, injection.
-        control: ControlNets of the pipeline, which then run at key steps only.
+        control: the ControlNet (or several in one module) of the pipeline, which then runs at key steps only.
     """
 
     def __init__(
-        self, unet: nn.Module, scheduler: Any, config: Propagation, *, control: Sequence[nn.Module] = ()
+        self, unet: nn.Module, scheduler: Any, config: Propagation, *, control: nn.Module | None = None
     ) -> None:
         self.split = SplitUNet(unet)
         self.unet, self.scheduler, self.config = self.split.unet, scheduler, config
         self.counts = Counts()
-        self._control = list(control)
-        self._control_outputs: dict[int, Any] = {}
+        key_steps(config.keys, 10_000)  # bad keys are refused here, not in the middle of a sampling
+        for place in (vars(self.unet).get("forward"), vars(scheduler).get("step")):
+            if isinstance(getattr(place, "__self__", None), EncoderPropagation):
+                raise InputError("encoder propagation is already installed on this UNet: remove() it first")
+        self._signature = inspect.signature(type(self.unet).forward)
+        self._control: tuple[torch.Size, Any] | None = None
         self._times: Tensor | None = None
         self._keys: tuple[int, ...] = ()
-        self._index = 0
+        self._next = 0
         self._features: Features | None = None
         self._conditions: dict[str, Any] = {}
         self._ready: dict[int, Tensor] = {}
+        self._frozen: Tensor | None = None
         self._first: Tensor | None = None
-        if "forward" in vars(self.unet):
-            raise InputError("encoder propagation is already installed on this UNet: remove() it first")
         self._step = scheduler.step
-        self.unet.forward = self._forward  # type: ignore[method-assign]
-        scheduler.step = self._injected_step
-        for number, net in enumerate(self._control):
-            net.forward = self._controlled(number, net)  # type: ignore[method-assign]
+        self._before: list[tuple[Any, str, Any]] = []
+        self._put(self.unet, "forward", self._forward)
+        self._put(scheduler, "step", self._injected_step)
+        if control is not None:
+            self._put(control, "forward", self._controlled(control.forward))
+
+    def _put(self, place: Any, name: str, value: Any) -> None:
+        self._before.append((place, name, vars(place).get(name)))
+        setattr(place, name, value)
 
     def remove(self) -> None:
-        """Restore the UNet, the scheduler and the ControlNets."""
-        for module in (self.unet, *self._control):
-            vars(module).pop("forward", None)
-        vars(self.scheduler).pop("step", None)
-        self._features, self._ready, self._control_outputs = None, {}, {}
+        """Restore the UNet, the scheduler and the ControlNets as they were found."""
+        for place, name, before in reversed(self._before):
+            if before is None:
+                vars(place).pop(name, None)
+            else:
+                setattr(place, name, before)
+        self._before = []
+        self._forget()
 
     def __enter__(self) -> "EncoderPropagation":
         return self
@@ -139,50 +158,51 @@ class EncoderPropagation:
 
     # -- the UNet -----------------------------------------------------------------------------------------------
 
-    def _forward(
-        self,
-        sample: Tensor,
-        timestep: Any,
-        encoder_hidden_states: Any = None,
-        return_dict: bool = True,
-        **conditions: Any,
-    ) -> Any:
-        if encoder_hidden_states is not None:
-            conditions["encoder_hidden_states"] = encoder_hidden_states
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        hook = getattr(self.unet, "_hf_hook", None)  # accelerate's, which brings an offloaded network to its device
+        if hook is not None:
+            args, kwargs = hook.pre_forward(self.unet, *args, **kwargs)
+        told = dict(self._signature.bind(self.unet, *args, **kwargs).arguments)
+        sample, timestep = told.pop("sample"), told.pop("timestep")
+        wrapped = told.pop("return_dict", True)
+        told.pop("self")
         index = self._locate(timestep)
-        noise = self._predict(index, sample, timestep, conditions)
-        self._index = index + 1
-        if not return_dict:
-            return (noise,)
-        from diffusers.models.unets.unet_2d import UNet2DOutput
+        noise = self._predict(index, sample, timestep, told)
+        self._next = index + 1
+        output: Any = (noise,)
+        if wrapped:
+            from diffusers.models.unets.unet_2d import UNet2DOutput
 
-        return UNet2DOutput(sample=noise)
+            output = UNet2DOutput(sample=noise)
+        return output if hook is None else hook.post_forward(self.unet, output)
 
     def _predict(self, index: int, sample: Tensor, timestep: Any, conditions: dict[str, Any]) -> Tensor:
-        if index in self._keys or (self._features is None and index not in self._ready):
+        kept = self._features
+        # a first step that is no key (image to image), keys jumped over, guidance switched off half-way: encode anew
+        passed = any(key in self._keys for key in range(self._next, index + 1))
+        if kept is None or passed or kept.sample.shape != sample.shape:
             return self._at_key(index, sample, timestep, conditions)
         if self.config.reuse == "decoder":
             self.split.encode(sample, timestep, conditions)
             self.counts.encoder_calls += 1
-            return self._ready[-1]
+            assert self._frozen is not None
+            return self._frozen
         if index in self._ready:
             return self._ready.pop(index)
-        assert self._features is not None
         # residuals of a ControlNet belong to the remembered features; all other conditions are this step's own
-        kept = {k: v for k, v in self._conditions.items() if k.endswith("additional_residuals")}
-        kept |= {k: v for k, v in self._conditions.items() if k.endswith("additional_residual")}
-        return self._decode(timestep, {**conditions, **kept})
+        residuals = {k: v for k, v in self._conditions.items() if "additional_residual" in k}
+        return self._decode(_one(timestep), {**conditions, **residuals})
 
     def _at_key(self, index: int, sample: Tensor, timestep: Any, conditions: dict[str, Any]) -> Tensor:
+        self._ready.clear()
         self._features = self.split.encode(sample, timestep, conditions)
         self._conditions = conditions
-        self._ready.clear()
         self.counts.encoder_calls += 1
         if self.config.reuse == "decoder":
-            self._ready[-1] = self._decode(timestep, conditions)
-            return self._ready[-1]
+            self._frozen = self._decode(_one(timestep), conditions)
+            return self._frozen
         if self.config.mode == "serial":
-            return self._decode(timestep, conditions)
+            return self._decode(_one(timestep), conditions)
         assert self._times is not None
         end = next((k for k in self._keys if k > index), len(self._times))
         batch = self._features.batch
@@ -193,31 +213,44 @@ class EncoderPropagation:
             self._ready |= dict(zip(range(start, stop), noise.split(batch), strict=True))
         return self._ready.pop(index)
 
-    def _decode(self, timesteps: Any, conditions: Mapping[str, Any]) -> Tensor:
+    def _decode(self, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         assert self._features is not None
-        times = torch.as_tensor(timesteps, device=self._features.sample.device).reshape(-1)
-        if len(times) == self._features.batch > 1 and bool((times == times[0]).all()):
-            times = times[:1]  # a pipeline that gives one (equal) time per sample
         self.counts.decoder_calls += 1
         self.counts.decoded += len(times)
         self.counts.largest_batch = max(self.counts.largest_batch, len(times) * self._features.batch)
         return self.split.decode(self._features, times, conditions)
 
+    def _forget(self) -> None:
+        self._features = self._frozen = self._first = self._control = None
+        self._ready, self._conditions = {}, {}
+
+    def _restart(self) -> None:
+        times = self.scheduler.timesteps
+        self._times, self._next = times, 0
+        self._keys = key_steps(self.config.keys, len(times))
+        self._forget()
+
     def _locate(self, timestep: Any) -> int:
         """Which sampler step this call is; a new set of time steps starts over."""
         times = self.scheduler.timesteps
-        if self._times is None or times is not self._times or self._index >= len(times):
-            self._times, self._index = times, 0
-            self._keys = key_steps(self.config.keys, len(times))
-            self._features, self._first = None, None
-            self._ready.clear()
-        now = torch.as_tensor(timestep).reshape(-1)[0].to(times)
-        if bool(times[self._index] == now):
-            return self._index
-        found = (times == now).nonzero()
-        if not len(found):
+        if times is not self._times or self._next >= len(times):
+            self._restart()
+        now = _one(timestep)[0].to(times)
+        if bool(times[self._next] == now):
+            return self._next
+        found = (times == now).nonzero().flatten().tolist()
+        if not found:
             raise InputError(f"time step {now.item():g} is none of the scheduler's: call set_timesteps before sampling")
-        return int(found[0])
+        later = [i for i in found if i > self._next]
+        if later:  # image to image starts part of the way
+            return int(later[0])
+        if found[0] == 0 and self._next > 1:  # the same time steps run through once more
+            self._restart()
+            return 0
+        raise InputError(
+            f"the network is called more than once for time step {now.item():g}: encoder propagation needs the "
+            "branches of guidance in one batch"
+        )
 
     # -- the scheduler and ControlNets --------------------------------------------------------------------------------
 
@@ -229,14 +262,23 @@ class EncoderPropagation:
             sample = sample + self.config.alpha * self._first
         return self._step(model_output, timestep, sample, *args, **kwargs)
 
-    def _controlled(self, number: int, net: nn.Module) -> Callable[..., Any]:
+    def _controlled(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward(sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
             index = self._locate(timestep)
-            if index in self._keys or number not in self._control_outputs:
-                self._control_outputs[number] = type(net).forward(net, sample, timestep, *args, **kwargs)
-            return self._control_outputs[number]
+            passed = any(key in self._keys for key in range(self._next, index + 1))
+            kept = self._control
+            if kept is None or passed or kept[0] != sample.shape or self.config.reuse == "decoder":
+                self.counts.control_calls += 1
+                kept = sample.shape, original(sample, timestep, *args, **kwargs)
+                self._control = kept
+            return kept[1]
 
         return forward
+
+
+def _one(timestep: Any) -> Tensor:
+    """The step's time as [1]; a pipeline may give it once for every sample."""
+    return torch.as_tensor(timestep).reshape(-1)[:1]
 
 
 def accelerate_sampling(pipe: Any, config: Propagation | None = None, **settings: Any) -> EncoderPropagation:
@@ -255,6 +297,7 @@ def accelerate_sampling(pipe: Any, config: Propagation | None = None, **settings
     unet, scheduler = getattr(pipe, "unet", None), getattr(pipe, "scheduler", None)
     if unet is None or scheduler is None:
         raise InputError(f"a {type(pipe).__name__} has no UNet with a scheduler: encoder propagation needs both")
-    control = getattr(pipe, "controlnet", None)
-    nets = [] if control is None else list(getattr(control, "nets", [control]))
-    return EncoderPropagation(unet, scheduler, config or Propagation(**settings), control=nets)
+    # several ControlNets are remembered as one: their module adds them up in place
+    return EncoderPropagation(
+        unet, scheduler, config or Propagation(**settings), control=getattr(pipe, "controlnet", None)
+    )
