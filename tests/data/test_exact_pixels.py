@@ -9,6 +9,7 @@ from encyclo.data.exact_pixels import exact_pixels, gather_pixels, plain_grey
 from encyclo.errors import InputError
 
 GREY = np.arange(20, dtype=np.uint8).reshape(4, 5)
+WHITE = Image.new("L", (3, 3), 255)
 COLOUR = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
 
 
@@ -38,7 +39,7 @@ def test_palettes_and_black_and_white(tmp_path):
         ("a.png", lambda p: Image.new("RGBA", (3, 3), (1, 1, 1, 9)).save(p), "transparency"),
         ("d.png", lambda p: Image.fromarray(GREY.astype(np.uint16)).save(p), "I;16"),
         ("m.tif", lambda p: Image.new("CMYK", (3, 3)).save(p), "CMYK"),
-        ("f.gif", lambda p: Image.new("L", (3, 3)).save(p, save_all=True, append_images=[Image.new("L", (3, 3), 9)]), "2 frames"),
+        ("f.gif", lambda p: Image.new("L", (3, 3)).save(p, save_all=True, append_images=[WHITE]), "2 frames"),
         ("t.png", lambda p: p.write_bytes(b"nothing"), "no picture"),
         ("e.png", lambda p: p.write_bytes(b""), "no picture"),
     ],

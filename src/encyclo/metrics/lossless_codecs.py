@@ -1,9 +1,11 @@
 """What established lossless codecs need for a set of small images: one file an image, or all as one sheet."""
 
+import bz2
 import io
 import lzma
 import math
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +43,7 @@ Decode = Callable[[bytes], Pixels]
 def codecs() -> dict[str, tuple[Encode, Decode]]:
     """Encoders and decoders of [h, w] or [h, w, 3] uint8 arrays by name, those whose libraries are installed.
 
-    png (Pillow, optimised), webp (lossless, method 6), xz (preset 9e on the raw bytes) and, with imagecodecs, jxl-7 and
-    jxl-9 (JPEG XL by effort).
+    png (Pillow, optimised), webp (lossless, method 6) and, with imagecodecs, jxl-7 and jxl-9 (JPEG XL by effort).
     """
     found: dict[str, tuple[Encode, Decode]] = {
         "png": (lambda a: _pillow(a, "PNG", optimize=True), _unpillow),
@@ -68,7 +69,7 @@ def codec_arms(
 
     Args:
         images: what is compressed.
-        only: names of `codecs` and "xz"; None: all.
+        only: names of `codecs`, and of what packs raw bytes: xz (preset 9e), bz2 and zlib (level 9); None: all.
         prefix: put before the names.
     """
     size = images.numel()
@@ -91,7 +92,7 @@ def codec_results(images: UInt8[Tensor, "n c h w"], *, only: Sequence[str] | Non
 
     Args:
         images: what is compressed.
-        only: names of `codecs` and "xz"; None: all.
+        only: names of `codecs`, and of what packs raw bytes: xz (preset 9e), bz2 and zlib (level 9); None: all.
 
     Raises:
         RuntimeError: where a codec did not give the images back (it was not lossless).
@@ -110,13 +111,19 @@ def codec_results(images: UInt8[Tensor, "n c h w"], *, only: Sequence[str] | Non
         packed = [encode(sheet) for sheet in sheets]
         _verify(name, sheets[0], decode(packed[0]))
         out[name] = CodecResult(8 * sum(map(len, files)), 8 * min(map(len, packed)), seconds)
-    if only is not None and "xz" not in only:
-        return out
-    began = time.perf_counter()
-    files = [_xz(array.tobytes()) for array in arrays]
-    seconds = time.perf_counter() - began
     raw = b"".join(array.tobytes() for array in arrays)
-    out["xz"] = CodecResult(8 * sum(map(len, files)), 8 * len(_xz(raw)), seconds)
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "xz": _xz,
+        "bz2": lambda data: bz2.compress(data, 9),
+        "zlib": lambda data: zlib.compress(data, 9),
+    }
+    for name, pack in packers.items():
+        if only is not None and name not in only:
+            continue
+        began = time.perf_counter()
+        files = [pack(array.tobytes()) for array in arrays]
+        seconds = time.perf_counter() - began
+        out[name] = CodecResult(8 * sum(map(len, files)), 8 * len(pack(raw)), seconds)
     return out
 
 

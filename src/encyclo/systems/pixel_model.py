@@ -9,11 +9,15 @@ from jaxtyping import Bool, Float, UInt8
 from pydantic import Field
 from torch import Tensor
 
+from encyclo.data import Batches
 from encyclo.data.exact_pixels import gather_pixels, plain_grey
 from encyclo.data.images import to_tensor
 from encyclo.errors import InputError
+from encyclo.nn.backoff import equal_mass_bins
 from encyclo.nn.chow_liu import Tree, chow_liu_tree, mutual_information
+from encyclo.nn.integer_flow import FactorisedFlow
 from encyclo.system import System, SystemConfig
+from encyclo.training import Loss, Trainer, TrainingConfig
 
 __all__ = ["NATS", "PixelModel", "PixelModelConfig"]
 
@@ -74,14 +78,53 @@ class PixelModel(System):
             raise InputError(f"pixel value {int(images.max())}: the model knows values 0..{values - 1} only")
         return images.flatten(1)
 
-    def learn_tree(self, rows: UInt8[Tensor, "n d"], values: int) -> Tree:
-        """The Chow-Liu tree of the training pixels, or the one that was prepared."""
+    def learn_tree(self, rows: UInt8[Tensor, "n d"], values: int, *, by_mass: bool = False) -> Tree:
+        """The Chow-Liu tree of the training pixels, or the one that was prepared.
+
+        Args:
+            rows: pixels, or what stands for them.
+            values: size of their alphabet.
+            by_mass: bins of equal mass instead of equal breadth, for values that crowd around one.
+        """
         if self._tree is None:
             config = self.config
+            if by_mass:
+                histogram = torch.bincount(rows.flatten().long(), minlength=values)
+                bins = equal_mass_bins(histogram.cpu().float(), config.information_bins)
+                rows, values = bins.to(rows.device)[rows.long()].to(torch.uint8), int(bins.max()) + 1
             self._tree = chow_liu_tree(
                 mutual_information(rows, values=values, bins=config.information_bins, width=config.information_width)
             )
         return self._tree
+
+    def fit_flow(
+        self,
+        config: FactorisedFlow.Config,
+        rows: UInt8[Tensor, "n d"],
+        held_out: UInt8[Tensor, "m d"],
+        values: int,
+        trainer: Trainer,
+        budget: TrainingConfig,
+    ) -> FactorisedFlow:
+        """An integer flow trained to make the latents of the pixels independent (stage "flow")."""
+        c, h, w = self.shape.tolist()
+        try:
+            model: FactorisedFlow = config.build(shape=(c, h, w), values=values)
+        except ValueError as error:
+            raise InputError(f"flow: {error}") from None
+        per_bit = NATS * rows.shape[1]
+
+        def loss(batch: UInt8[Tensor, "n d"]) -> Loss:
+            value = model.nll(batch) / per_bit
+            return Loss(value, len(batch), {"bits_per_dimension": value.detach()})
+
+        def evaluate() -> dict[str, float]:
+            found = model.log_likelihood(held_out.to(trainer.device))
+            return {"bits_per_dimension": float(-found.mean() / per_bit)} if len(held_out) else {}
+
+        batches = Batches(rows, min(budget.batch_size, len(rows)), seed=trainer.seed)
+        trainer.fit(model, loss, batches, budget, stage="flow", evaluate=evaluate)
+        return model
 
     def bits(self, log_likelihood: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Nats of whole images as bits per dimension (a colour's value is one)."""

@@ -328,18 +328,25 @@ class Weights:
         self, values: Int64[Tensor, " n"]
     ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float64[Tensor, " n"]]:
         """Start and frequency of the given values, equal to those of `cumulatives`, and their probabilities."""
-        low, high = (self._sum(self.table[:, at].double()) for at in (values, values + 1))
+        low, high = (self._halves(self.table[:, at].double()) for at in (values, values + 1))
         total = self._sum(torch.full_like(self.parts[:, : len(values)], float(1 << TABLE_BITS)))
-        start = self.circuit.grid(low, total, values)
-        return start, self.circuit.grid(high, total, values + 1) - start, (high - low) / total
+        start = self.circuit.grid(self._merged(low), total, values)
+        stop = self.circuit.grid(self._merged(high), total, values + 1)
+        # subtracted while still whole numbers: a rare value's probability keeps all its digits
+        return start, stop - start, self._merged(high - low) / total
 
     def _every(self, table: Int32[Tensor, "m k"]) -> Float64[Tensor, "n k"]:
         high, low = (self.parts.T @ table.double()).chunk(2)
         return torch.add(low, high, alpha=float(1 << self.circuit.half))
 
     def _sum(self, table: Float64[Tensor, "m n"]) -> Float64[Tensor, " n"]:
-        products = self.parts.view(len(table), 2, -1) * table[:, None]
-        return self.circuit.merge(products.sum(0).view(1, -1))[0]
+        return self._merged(self._halves(table))
+
+    def _halves(self, table: Float64[Tensor, "m n"]) -> Float64[Tensor, "2 n"]:
+        return (self.parts.view(len(table), 2, -1) * table[:, None]).sum(0)
+
+    def _merged(self, halves: Float64[Tensor, "2 n"]) -> Float64[Tensor, " n"]:
+        return self.circuit.merge(halves.view(1, -1))[0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from tests.systems.contract import SystemContract
 from encyclo.data.images import write_image
 from encyclo.errors import InputError
 from encyclo.nn.chow_liu import Tree
-from encyclo.systems.image.pc_compression import ChowLiu, PCCompression
+from encyclo.nn.integer_flow import FactorisedFlow
+from encyclo.systems.image.pc_compression import IDF, ChowLiu, PCCompression, natural_crops
 from encyclo.tokens.container import pack, unpack
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -86,9 +87,12 @@ class TestContract(SystemContract):
         return found
 
 
-def small(seed=0, shape=(1, 8, 8), values=17, latents=3):
+FLOW = {"levels": 1, "rounds": 1, "translation": {"width": 8}}
+
+
+def small(seed=0, shape=(1, 8, 8), values=17, latents=3, flow=None):
     """A codec with random tables."""
-    system = PCCompression.Config(shape=shape, values=values).replace(circuit={"latents": latents}).build()
+    system = PCCompression.Config(shape=shape, values=values, flow=flow).replace(circuit={"latents": latents}).build()
     generator = torch.Generator().manual_seed(seed)
     d = shape[0] * shape[1] * shape[2]
     parents = [-1] + [int(torch.randint(0, i, (1,), generator=generator)) for i in range(1, d)]
@@ -97,13 +101,15 @@ def small(seed=0, shape=(1, 8, 8), values=17, latents=3):
         for p in (system.model.prior, system.model.transition, system.model.emission):
             p.copy_(torch.rand(p.shape, generator=generator) ** 2 + 1e-3)
             p /= p.sum(-1, keepdim=True)
+        for p in system.flow.parameters() if flow else ():
+            p.copy_(0.2 * torch.randn(p.shape, generator=generator))
     return system
 
 
 @pytest.mark.parametrize("streams", ["one", "each"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 5)])
-def test_round_trip(streams, shape):
-    system = small(shape=shape)
+@pytest.mark.parametrize(("shape", "flow"), [((1, 8, 8), None), ((3, 4, 5), None), ((3, 4, 6), FLOW)])
+def test_round_trip(streams, shape, flow):
+    system = small(shape=shape, flow=flow)
     images = torch.randint(0, 17, (7, *shape), generator=GENERATOR).to(torch.uint8)
     blob = system.encode_images(images, streams=streams)
     assert torch.equal(system.decode_images(blob), images)
@@ -113,8 +119,9 @@ def test_round_trip(streams, shape):
     assert len(empty) < 150
 
 
-def test_a_fresh_process_with_other_threads_decodes_the_same(tmp_path):
-    system = small()
+@pytest.mark.parametrize("flow", [None, FLOW])
+def test_a_fresh_process_with_other_threads_decodes_the_same(tmp_path, flow):
+    system = small(flow=flow)
     system.save_pretrained(tmp_path / "run")
     (tmp_path / "x.pc").write_bytes(system.encode_images(IMAGES))
     program = (
@@ -123,6 +130,67 @@ def test_a_fresh_process_with_other_threads_decodes_the_same(tmp_path):
     )
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=300)
     assert np.array_equal(np.load(tmp_path / "x.npy"), IMAGES.numpy())
+
+
+def test_a_flow_changes_what_is_coded_and_what_can_be_asked():
+    system = small(flow=FLOW)
+    rows = IMAGES.flatten(1)
+    assert not torch.equal(system.codes(rows), rows)
+    theory = system.likelihood([IMAGES]).value.sum().item() * 64
+    one = 8 * len(unpack(system.encode_images(IMAGES)).sections["payload"])
+    assert theory - 1 <= one <= theory + 64
+    drawn = system.sample(count=3).value
+    assert [tuple(image.pixels.shape) for image in drawn] == [(1, 8, 8)] * 3
+    for verb in (system.marginal, system.inpaint):
+        with pytest.raises(InputError, match="stands on a flow's latents"):
+            verb([IMAGES])
+    text = system.inspect().report
+    assert system.inspect().value["model"] == system.digest != system.coder.digest, text
+    other = small(flow=FLOW)
+    with torch.no_grad():
+        other.flow.translations[0].layers[0].bias += 0.5
+    with pytest.raises(InputError, match=system.digest):
+        other.decode_images(system.encode_images(IMAGES))
+
+
+def test_a_flow_needs_even_sides_and_takes_no_shift():
+    with pytest.raises(ValueError, match="give one of the two"):
+        PCCompression.Config(flow=FLOW, shift=1)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        PCCompression.Config(flow=FLOW, shape=(1, 7, 8), values=17).build()
+
+
+def test_the_circuit_stands_on_the_rival_s_flow(tmp_path):
+    from encyclo.data.crops import picture_splits
+    from encyclo.training import Trainer, TrainingConfig
+
+    short = TrainingConfig(steps=2, batch_size=8)
+    pictures = torch.randint(0, 256, (24, 3, 8, 8), generator=GENERATOR).to(torch.uint8)
+    data = picture_splits("noise", pictures[:16], pictures[16:20], pictures[20:])
+    rival = IDF.Config(density=FactorisedFlow.Config(flow=FLOW), training=short).build()
+    rival.fit(data, Trainer(None, progress=False))
+    em = {"training": short.replace(optimiser={"kind": "sgd", "lr": 0.5}), "full_batch": short.replace(steps=1)}
+    config = PCCompression.Config(flow=FLOW, flow_training=short, **em).replace(circuit={"latents": 2})
+    given, alone = config.build(), config.build()
+    given.start_from(rival.density)
+    given.fit(data, Trainer(None, progress=False))
+    alone.fit(data, Trainer(None, progress=False))  # trains the same flow itself
+    rows = pictures.flatten(1)
+    assert torch.equal(given.codes(rows), rival.density.flow.encode(rows))
+    assert torch.equal(alone.codes(rows), given.codes(rows))
+    assert given.digest == alone.digest
+    opened = PCCompression.from_pretrained(given.save_pretrained(tmp_path))
+    assert torch.equal(opened.decode_images(given.encode_images(pictures)), pictures)
+    again = IDF.from_pretrained(rival.save_pretrained(tmp_path / "rival"))
+    assert again.evaluate(data) == rival.evaluate(data)
+    assert given.evaluate(data)["exact_images"] == 1
+
+
+def test_natural_crops_share_no_scene():
+    data = natural_crops()
+    assert len(data.train) > 2000
+    assert min(len(data.validation), len(data.test)) > 200
+    assert not set(data.test["image"]) & set(data.train["image"])
 
 
 def test_files_keep_their_names(tmp_path):
@@ -200,7 +268,7 @@ def test_inspect_writes_a_page(tmp_path):
     result = small().inspect(out=tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert str(result.report["units_sweep"]) in text
-    assert text.count("<img") == 2
+    assert text.count("<figure>") == 2
     json.dumps(result.report)
 
 
