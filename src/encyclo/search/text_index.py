@@ -378,15 +378,15 @@ class TextIndex:
         if isinstance(config, ExactIndex.Config):
             return self._made(config, vectors), vectors, table
         mark = hashlib.sha256(f"{self.fingerprint()} {top}".encode()).hexdigest()[:16]
-        place = self.folder / "engines" / f"{config.kind}-{config.fingerprint()}-{mark}"
-        if place.is_dir():
+        place = self.folder / "engines" / f"{config.kind}-{config.fingerprint()}-{mark}"  # type: ignore[assignment]
+        if place.is_dir():  # type: ignore[attr-defined]
             with contextlib.suppress(InputError):  # damaged: built again
-                return load_index(place), vectors, table
+                return load_index(place), vectors, table  # type: ignore[arg-type]
         with self._alone():
             made = self._made(config, vectors)
-            for old in [*place.parent.glob(f"{config.kind}-*"), *place.parent.glob(".*")]:
+            for old in [*place.parent.glob(f"{config.kind}-*"), *place.parent.glob(".*")]:  # type: ignore[attr-defined]
                 shutil.rmtree(old, ignore_errors=True)
-            save_index(made, place)
+            save_index(made, place)  # type: ignore[arg-type]
         return made, vectors, table
 
     def _made(self, config: Any, vectors: SparseVectors) -> Any:

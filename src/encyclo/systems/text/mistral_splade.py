@@ -68,7 +68,7 @@ class MistralSplade(SparseRetriever):
 
     card = CARD
 
-    class Config(SparseRetriever.Config):
+    class Config(SparseRetriever.Config):  # type: ignore[valid-type]
         """Defaults are the published ones; what the paper leaves open is said where it stands in the documentation."""
 
         base: str = "mistralai/Mistral-7B-v0.1"
@@ -245,7 +245,7 @@ class EncoderSplade(SparseRetriever):
 
     card = CARD
 
-    class Config(SparseRetriever.Config):
+    class Config(SparseRetriever.Config):  # type: ignore[valid-type]
         """Defaults fit a small sentence encoder."""
 
         base: str = "all-minilm-l6-v2"
@@ -312,7 +312,7 @@ class BM25(BM25Retriever):
 
     card = CARD
 
-    class Config(BM25Retriever.Config):
+    class Config(BM25Retriever.Config):  # type: ignore[valid-type]
         """The grid, and the size of the training task that chooses from it."""
 
 
