@@ -288,7 +288,7 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="must be equal"):
         CAE.Config(codebook=KMeansCodebook.Config(channels=1))
-    with pytest.raises(InputError, match="^encoder.channels=3 and codebook.channels=1 must be equal$"):
+    with pytest.raises(InputError, match=r"^encoder\.channels=3 and codebook\.channels=1 must be equal$"):
         experiment(Preset.SMOKE).systems["cae"].override(["encoder.channels=3"])
     with pytest.raises(InputError, match="patches of 3"):
         tiny(encoder=ViT.Config(image_size=8, patch=3, channels=1, dim=16))
