@@ -53,4 +53,5 @@ def ghost(
     scale = residual.norm(dim=1, keepdim=True) / (2 * output.norm(dim=1, keepdim=True) + 1e-6)
     squared: Tensor = (output * scale.detach() - residual).square()
     error = (squared / residual.norm(dim=1, keepdim=True).clamp(min=1e-6)).mean()
-    return error * (main / (error + 1e-6)).detach()
+    scaled: Tensor = error * (main / (error + 1e-6)).detach()
+    return scaled

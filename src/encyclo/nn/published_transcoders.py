@@ -66,6 +66,7 @@ def from_published(path: Path, view: DecoderView, layer: int | None = None) -> t
     Raises:
         InputError: no such file, another layout, hook point or width, or no word of the layer.
     """
+    state: Any
     if path.suffix == ".safetensors":
         state, told = _read_safetensors(path)
     else:

@@ -1,5 +1,6 @@
 """Training sparse dictionaries on a language model's activations, harvested a buffer at a time."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -97,9 +98,14 @@ def fit_dictionary(
     form: Literal["normalised", "plain"] = "normalised",
     autoencode: bool = False,
     dead_window: int | None = None,
+    start: float = 1.0,
     stage: str = "dictionary",
 ) -> None:
     """Train a dictionary to give an MLP's output from its input, sparsely.
+
+    While training, inputs are scaled to the mean norm sqrt(d), which a norm's output has without its gain (the
+    published input); small gains would otherwise make a transcoder learn far more slowly than an autoencoder. The scale
+    is folded into the encoder at the end.
 
     Args:
         dictionary: changed in place; its biases start at the means of the first buffer.
@@ -111,11 +117,18 @@ def fit_dictionary(
         form: of the squared error, see `encyclo.losses.sparse_dictionary.reconstruction`.
         autoencode: reconstruct the MLP's output from itself (a sparse autoencoder).
         dead_window: steps of silence after which a feature gets ghost gradients; None: never.
+        start: factor on the encoder's initial weights. At 1 a thousand random features sum to noise louder than the
+            target, which a short training spends most of its steps on.
         stage: name of the stage.
     """
     dictionary.to(trainer.device)
     inputs, outputs = store.buffer(layer)
-    dictionary.centre(outputs if autoencode else inputs, outputs)
+    targets = outputs[:65_536].float()
+    first = targets if autoencode else inputs[:65_536].float()
+    scale = math.sqrt(dictionary.dim) / max(float(first.norm(dim=1).mean()), 1e-6)
+    dictionary.centre(first * scale, targets)
+    with torch.no_grad():
+        dictionary.encoder.mul_(start)
     batches = BufferedBatches(store.buffers, store.tokens, config.batch_size, seed=trainer.seed)
 
     def taken(values: Shaped[Tensor, "n d"], rows: Int64[Tensor, " b"]) -> Float[Tensor, "b d"]:
@@ -126,7 +139,8 @@ def fit_dictionary(
         number = int(rows[0]) // batches.each
         inputs, outputs = store.buffer(layer, number)
         target = taken(outputs, rows - number * batches.each)
-        before = dictionary.preactivations(target if autoencode else taken(inputs, rows - number * batches.each))
+        x = target if autoencode else taken(inputs, rows - number * batches.each)
+        before = dictionary.preactivations(x * scale)
         z = before.relu()
         y = dictionary.decode(z)
         active = z.detach() > 0
@@ -154,3 +168,6 @@ def fit_dictionary(
         before_update=lambda step: dictionary.drop_parallel_gradient(),
     )
     dictionary.normalise_decoder()
+    with torch.no_grad():
+        dictionary.encoder.mul_(scale)
+        dictionary.input_bias.div_(scale)

@@ -92,6 +92,9 @@ class Transcoders(System):
         l1: float = Field(1.4e-4, ge=0)
         loss: Literal["normalised", "plain"] = "normalised"
         """The published `l1` belongs to the normalised form."""
+        start: float = Field(
+            1.0, gt=0, description="factor on the encoder's initial weights; small for short trainings"
+        )
         ghost: bool = True
         dead_window: int = Field(5000, ge=1, description="steps of silence after which a feature counts as dead")
         context: int = Field(128, ge=8)
@@ -197,6 +200,7 @@ class Transcoders(System):
                 form=config.loss,
                 autoencode=self.autoencodes,
                 dead_window=config.dead_window if config.ghost else None,
+                start=config.start,
                 stage=f"layer{layer}",
             )
 
@@ -648,11 +652,12 @@ def experiment(preset: Preset) -> Experiment:
             dictionary=SparseDictionary.Config(expansion=4),
             tokens=80_000,
             held_out=3072,
-            dead_window=45,  # the published share of the budget
+            dead_window=150,  # the published share of the budget
+            start=0.1,
             training=TrainingConfig(
-                steps=130,
-                batch_size=2048,
-                optimiser=AdamW(lr=1.5e-3),
+                steps=440,
+                batch_size=512,
+                optimiser=AdamW(lr=1e-3),
                 schedule=Schedule(shape="cosine", warmup=0.1, final=0.1),
             ),
         )
