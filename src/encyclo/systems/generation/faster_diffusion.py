@@ -200,8 +200,9 @@ class FasterDiffusion(ImageDiffusion):
             raise InputError(f"count={count}: at least one image is drawn")
         if steps < 1:
             raise InputError(f"steps={steps}: at least one step is needed")
-        words = {"keys": keys, "mode": mode, "alpha": alpha}
+        words = {"mode": mode, "alpha": alpha}
         told = self.config.propagation.override([f"{k}={v}" for k, v in words.items() if v is not None])
+        told = told.replace(keys=told.keys if keys is None else keys)
         key_steps(told.keys, steps)
         return told if speedup else None
 
