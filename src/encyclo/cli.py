@@ -221,7 +221,11 @@ def train(
         "environment": engine.environment(),
     }
     engine._write(started, json.dumps(told, indent=1).encode() + b"\n")
-    system, metrics, _ = engine.train(config, splits, folder, seed=seed, resume=resume, label=name)
+    try:
+        system, metrics, _ = engine.train(config, splits, folder, seed=seed, resume=resume, label=name)
+    except InputError:
+        _take_back(folder)
+        raise
     table = _table("metric", "value")
     for metric, value in metrics.items():
         table.add_row(declared.columns.get(metric, metric), f"{value:.5g}")
@@ -229,6 +233,16 @@ def train(
     console.print(table)
     verbs = ", ".join(system.card.verbs)
     console.print(f"saved in {folder}. It can {verbs}: encyclo {system.card.verbs[0]} {folder} ...", markup=False)
+
+
+def _take_back(folder: Path) -> None:
+    """Leave nothing of a training that was refused before its first checkpoint."""
+    if any((folder / "checkpoints").glob("[!.]*")):
+        return
+    (folder / "run.json").unlink(missing_ok=True)
+    for path in (folder / "checkpoints", folder):
+        with contextlib.suppress(OSError):  # not there, or the user's own files are in it
+            path.rmdir()
 
 
 @app.command()

@@ -103,6 +103,11 @@ def test_a_run_folder_is_not_overwritten(capsys: pytest.CaptureFixture[str], tmp
     assert status == 2
     assert "not empty" in err
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+    status, _, err = told(
+        capsys, "train", "cae", "--preset", "smoke", "--out", str(tmp_path / "odd"), "encoder.patch=5"
+    )
+    assert (status, "5" in err) == (2, True)
+    assert not (tmp_path / "odd").exists(), "a refused training left something behind"
     assert "nothing to resume" in told(capsys, "train", "hnerv", "--out", str(tmp_path / "new"), "--resume")[2]
 
 
