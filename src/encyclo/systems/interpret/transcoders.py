@@ -657,7 +657,7 @@ def experiment(preset: Preset) -> Experiment:
             training=TrainingConfig(
                 steps=440,
                 batch_size=512,
-                optimiser=AdamW(lr=1e-3),
+                optimiser=AdamW(lr=2e-3),
                 schedule=Schedule(shape="cosine", warmup=0.1, final=0.1),
             ),
         )
