@@ -364,6 +364,7 @@ def main() -> None:
         handle, name = tempfile.mkstemp(dir=options.out.parent or ".", prefix=".writing-")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(found, file, indent=1)
+        os.chmod(name, 0o644)
         os.replace(name, options.out)
 
 
