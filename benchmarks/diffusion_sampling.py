@@ -4,7 +4,7 @@
 
 A UNet2DModel of 5.65 M parameters with random weights (neither time nor equality needs trained ones) and DDIM. Arms
 take turns in one process from the same noise: the plain loop as diffusers writes it, the accelerated one decoding in
-parallel, serially and in chunks, and plain and accelerated in channels-last memory. The bound of what can be saved is
+parallel and serially, and plain and accelerated in channels-last memory. The bound of what can be saved is
 the encoder's share of a call's time, measured in the same process, times the share of steps without it. Beside the
 clock stand how far the latents of parallel and serial decoding, of all-key and plain sampling, and of both memory
 layouts lie apart.
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--keys", default="paper")
+    parser.add_argument("--keys", default="paper", help="a key set; see encyclo.sampling.encoder_propagation")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/diffusion_sampling.json"))
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -91,7 +91,6 @@ def main() -> None:
         PLAIN: lambda: loop(unet, scheduler, noise, options.steps),
         FASTER: faster(FASTER, unet),
         "faster, serial": faster("faster, serial", unet, mode="serial"),
-        "faster, chunks of 4 steps": faster("faster, chunks of 4 steps", unet, max_batch=4 * options.batch),
         "diffusers, channels-last": lambda: loop(last, scheduler, noise, options.steps),
         "faster, channels-last, serial": faster("faster, channels-last, serial", last, mode="serial"),
     }
@@ -113,7 +112,6 @@ def main() -> None:
         everything = loop(unet, scheduler, noise, options.steps)
     apart = {
         "parallel and serial": (latents[FASTER] - latents["faster, serial"]),
-        "chunks and serial": (latents["faster, chunks of 4 steps"] - latents["faster, serial"]),
         "all keys and diffusers": (everything - latents[PLAIN]),
         "channels-last and diffusers": (latents["diffusers, channels-last"] - latents[PLAIN]),
     }
