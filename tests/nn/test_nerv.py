@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from encyclo.errors import InputError
-from encyclo.nn.nerv import NervDecoder, choose_strides, solve_width
+from encyclo.nn.nerv import NervBlock, NervDecoder, choose_strides, solve_width
 from encyclo.nn.part import parameter_count
 
 HNERV = NervDecoder.Config()
@@ -163,3 +163,18 @@ def test_any_frame_gets_strides(height: int, width: int) -> None:
 def test_a_frame_without_pixels_is_refused() -> None:
     with pytest.raises(InputError, match="nothing to code"):
         choose_strides(0, 10)
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(1, 3), (2, 5), (4, 3), (5, 1)])
+def test_a_block_is_convolution_shuffle_and_gelu(stride: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    block = NervBlock(None, dim=6, dim_out=4, kernel=kernel, stride=stride)
+    x = torch.randn(2, 6, 5, 7, requires_grad=True)
+    expected = functional.gelu(functional.pixel_shuffle(block.conv(x), stride))
+    assert torch.allclose(block(x), expected, atol=1e-6)
+    weights = [x, *block.parameters()]
+    ours = torch.autograd.grad(block(x).square().sum(), weights)
+    theirs = torch.autograd.grad(
+        functional.gelu(functional.pixel_shuffle(block.conv(x), stride)).square().sum(), weights
+    )
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))

@@ -30,9 +30,19 @@ class NervBlock(Part):
         self.stride = stride
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """The enlarged map."""
-        hidden = functional.gelu(self.conv(x))
-        return functional.pixel_shuffle(hidden, self.stride) if self.stride > 1 else hidden
+        """The enlarged map, channels last."""
+        weight, bias, s = self.conv.weight, self.conv.bias, self.stride
+        if s == 1:
+            return functional.gelu(self.conv(x))
+        assert bias is not None
+        # Output channels (row, column, c) in place of the shuffle's (c, row, column): then the shuffle moves whole runs
+        # of s c numbers and costs a third.
+        weight = weight.unflatten(0, (-1, s * s)).transpose(0, 1).flatten(0, 1)
+        bias = bias.unflatten(0, (-1, s * s)).T.flatten()
+        hidden = functional.gelu(functional.conv2d(x, weight, bias, padding=self.conv.padding))
+        rows = hidden.permute(0, 2, 3, 1).unflatten(3, (s, -1)).transpose(2, 3)
+        b, h, _, w, run = rows.shape
+        return rows.reshape(b, h * s, w * s, run // s).permute(0, 3, 1, 2)
 
 
 class NervDecoder(Part):
@@ -123,8 +133,7 @@ class NervDecoder(Part):
             hidden = split.permute(0, 1, 4, 2, 5, 3).reshape(b, self.config.width, h * rows, w * columns)
         for block in self.blocks:
             hidden = block(hidden)
-        out: Float[Tensor, "b c h2 w2"] = self.head(hidden).tanh() * 0.5 + 0.5
-        return out
+        return (2 * self.head(hidden)).sigmoid()  # 0.5 tanh(x) + 0.5 in one pass
 
 
 def solve_width(

@@ -306,6 +306,19 @@ class FittedVideo(System):
             p.mul_(kept[name])
         return kept
 
+    def finished(self, video: Video, config: TrainingConfig, *, seed: int = 0) -> "FittedVideo":
+        """A copy whose decoder is trained on with its numbers rounded as they will be stored; see `_finish`.
+
+        Args:
+            video: the fitted clip, as `read` gives it.
+        """
+        made = copy.deepcopy(self)
+        trainer = Trainer(None, seed=seed, progress=False, device=str(self.device))
+        frames = made.pad(video.frames[:: made.config.every]).to(made.device)
+        batches = Batches(len(frames), min(config.batch_size, len(frames)), seed=seed)
+        made._finish(trainer, frames.contiguous(memory_format=torch.channels_last), batches, config, {})
+        return made.eval()
+
     def _finish(
         self,
         trainer: Trainer,
@@ -523,11 +536,10 @@ class FittedVideo(System):
         if self.config.frames < 2:
             raise InputError("the clip has one frame only: nothing lies between")
         last = (self.config.fitted - 1) * self.config.every
-        times = torch.arange(last * factor + 1, dtype=torch.float32) / factor
-        if len(times) * self.config.height * self.config.width > MAX_PIXELS:
-            raise InputError(
-                f"factor={factor} gives {len(times)} frames, more than are held at once: give a smaller one"
-            )
+        count = last * factor + 1
+        if count * self.config.height * self.config.width > MAX_PIXELS:
+            raise InputError(f"factor={factor} gives {count} frames, more than are held at once: give a smaller one")
+        times = torch.arange(count, dtype=torch.float32) / factor
         shown = self.render(times)
         notes = (
             ()
@@ -647,19 +659,15 @@ class FittedVideo(System):
         began = time.perf_counter()
         shown = self.render(fitted.float())
         fps = len(shown) / (time.perf_counter() - began)
-        blob, decoder, stored = self.coded(self.config.coding)
         plain = TensorCoding(bits=8, sequence_bits=8, coder="plain")
         blob_8, decoder_8, stored_8 = self.coded(plain)
-        back = self.render(fitted.float(), decoder=decoder, stored=stored)
         back_8 = self.render(fitted.float(), decoder=decoder_8, stored=stored_8)
         metrics = {
             **self._quality(shown, visible),
             "numbers": self.numbers(self.config),
             "mmac": self.multiplications / 1e6,
             "decode_fps": fps,
-            "bytes": len(blob),
-            "bpp": self._bpp(len(blob)),
-            "psnr_file": float(psnr(back, visible).mean()),
+            **self.measure_file(frames),
             "bytes_8": len(blob_8),
             "psnr_8": float(psnr(back_8, visible).mean()),
         }
@@ -676,6 +684,14 @@ class FittedVideo(System):
             metrics["psnr_filled"] = float(psnr(filled, frames).mean())
             metrics["psnr_hidden"] = float(psnr(frames * ~hidden, frames).mean())
         return metrics
+
+    def measure_file(self, frames: UInt8[Tensor, "t 3 h w"]) -> dict[str, float]:
+        """`bytes`, `bpp` and `psnr_file` of the file as configured, on the frames that were fitted."""
+        blob, decoder, stored = self.coded(self.config.coding)
+        times = torch.arange(0, len(frames), self.config.every)
+        back = self.render(times.float(), decoder=decoder, stored=stored)
+        quality = float(psnr(back, frames[times]).mean())
+        return {"bytes": len(blob), "bpp": self._bpp(len(blob)), "psnr_file": quality}
 
     def _quality(self, shown: UInt8[Tensor, "n 3 h w"], frames: UInt8[Tensor, "n 3 h w"]) -> dict[str, float]:
         shown, frames = shown.to(self.device), frames.to(self.device)

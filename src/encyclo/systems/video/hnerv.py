@@ -228,6 +228,8 @@ def _is_container(path: Any) -> bool:
 _CODECS = ("x264", "x265")
 LATER = "nerv-longer"
 """The arm of NeRV that trains for HNeRV's seconds."""
+FINISHED = "hnerv, finished"
+"""HNeRV after some steps more with its numbers rounded to 6 bits, of which its file is made."""
 
 
 def _arms(
@@ -291,7 +293,7 @@ def experiment(preset: Preset) -> Experiment:
         decoder=decoder.replace(width=8 if smoke else 15, reduce=2.0, kernels=(3, 3), grow=grid),
         training=_training(20 if smoke else 3_960, lr=8e-3),
     )
-    arms = _arms(ours, theirs, layout=10 if smoke else 18, longer=2.6)
+    arms = _arms(ours, theirs, layout=10 if smoke else 18, longer=2.45)
     return Experiment(
         data="bunny",
         systems=arms,
@@ -303,10 +305,11 @@ def experiment(preset: Preset) -> Experiment:
         fairness=(
             "All arms: the same frames, epochs, loss, optimiser, batch of 2, schedule; at most 60,000 stored numbers."
             " Both networks have the learning rate that was best for them, of 1e-3 to 1.6e-2 in factors of 2 (8e-3 for"
-            f" both, on this clip). '{LATER}' has 2.6 times the steps, about HNeRV's seconds (see the column). Arms"
+            f" both, on this clip). '{LATER}' has 2.45 times the steps, about HNeRV's seconds (see the column). Arms"
             " with 'half' see every other frame, for as many epochs. HNeRV's encoder, which is not stored, is half as"
-            " wide as the published one, for speed. x264 and x265 (preset medium, one thread) code the same frames;"
-            " the clip itself was once coded by H.264, which flatters them."
+            " wide as the published one, for speed. Files are rounded to 6 bits as the arms stand; that of"
+            f" '{FINISHED}' after 300 steps more of its decoder, with rounded numbers. x264 and x265 (preset medium,"
+            " one thread) code the same frames; the clip itself was once coded by H.264, which flatters them."
         ),
     )
 
@@ -336,7 +339,7 @@ _FILE_CLAIMS = (
         metric="difference", system="hnerv", bound=0.0, better="lower", kind="exact",
     ),
     Claim(
-        statement="6 bits and entropy coding take at least 30 % fewer bits than plain 8 bits",
+        statement="6 bits, finished at 6 bits, and entropy coding take at least 30 % fewer bits than plain 8 bits",
         metric="bits_saved", system="hnerv", bound=30.0, kind="target",
     ),
     Claim(
@@ -397,30 +400,40 @@ def _compare(trial: Trial) -> dict[str, dict[str, float]]:
     measured = trial.metrics["hnerv"]
     curve, goal = _followed(trial, "hnerv"), _followed(trial, "nerv")[-1][1]
     share = next((step / curve[-1][0] for step, value in curve if value >= goal), 2.0)
+    video = ours.read(trial.data)
+    found: dict[str, dict[str, float]] = {}
+    coded: Mapping[str, float] = measured
+    if ours.config.coding.bits < 8:
+        made = ours.finished(video, _finish(ours.config.training), seed=trial.seed)
+        coded = found[FINISHED] = made.measure_file(video.frames)
     figures = {
         "share_to_rival": share,
         "lost_8": measured["psnr"] - measured["psnr_8"],
-        "lost": measured["psnr_8"] - measured["psnr_file"],
-        "bits_saved": 100 * (1 - measured["bytes"] / measured["bytes_8"]),
+        "lost": measured["psnr_8"] - coded["psnr_file"],
+        "bits_saved": 100 * (1 - coded["bytes"] / measured["bytes_8"]),
         "difference": _difference(ours),
     }
-    found = {"hnerv": figures}
-    video = ours.read(trial.data)
+    found["hnerv"] = figures
     if "hnerv-half" in trial.metrics:
         found["mean of neighbours"] = {"psnr_between": trial.metrics["hnerv-half"]["psnr_average"]}
     settings = codec_settings(video)
     for codec in _CODECS:
         rates, qualities = classical_codec(video, codec, settings)
         found[f"{codec} medium"] = {
-            "bpp": measured["bpp"],
-            "psnr_file": quality_at(min(max(measured["bpp"], min(rates)), max(rates)), rates, qualities),
+            "bpp": coded["bpp"],
+            "psnr_file": quality_at(min(max(coded["bpp"], min(rates)), max(rates)), rates, qualities),
             **{f"bpp_{crf}": rate for crf, rate in zip(settings, rates, strict=True)},
             **{f"psnr_{crf}": quality for crf, quality in zip(settings, qualities, strict=True)},
         }
         # a smoke run is worse than any setting of the codec: the worst stands in for it
-        quality = min(max(measured["psnr_file"], min(qualities)), max(qualities))
-        figures[f"rate_over_{codec}"] = measured["bpp"] / rate_at(quality, rates, qualities)
+        quality = min(max(coded["psnr_file"], min(qualities)), max(qualities))
+        figures[f"rate_over_{codec}"] = coded["bpp"] / rate_at(quality, rates, qualities)
     return found
+
+
+def _finish(training: TrainingConfig) -> TrainingConfig:
+    """A few steps more (300 for 3960) at a rate of 1e-3."""
+    return _training(max(1, round((training.steps or 0) / 13.2)))
 
 
 def _difference(ours: HNeRV) -> float:
