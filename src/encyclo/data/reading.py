@@ -12,7 +12,7 @@ from encyclo.data.video import Video, read_video
 from encyclo.errors import InputError
 
 if TYPE_CHECKING:
-    from encyclo.data.loading import Splits
+    from encyclo.data.splits import Splits
 
 __all__ = ["Reading", "frame_numbers"]
 

@@ -96,7 +96,7 @@ def max_logits(
         order = pooled.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : max(width, 1)]
         states = torch.take_along_dim(states, order.unsqueeze(-1), dim=1)
         pooled = torch.take_along_dim(pooled, order, dim=1)
-    made: Tensor = _MaxLogits.apply(states, matrix, pooled, chunk, centre)
+    made: Tensor = _MaxLogits.apply(states, matrix, pooled, chunk, centre)  # type: ignore[no-untyped-call]
     return made
 
 

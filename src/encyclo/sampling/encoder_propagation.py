@@ -233,7 +233,7 @@ class EncoderPropagation:
     def _locate(self, timestep: Any) -> int:
         """Which sampler step this call is; a new set of time steps starts over."""
         times = self.scheduler.timesteps
-        if times is not self._times or self._next >= len(times):
+        if times is not self._times or self._next >= len(times):  # type: ignore[arg-type]
             self._restart()
         now = _one(timestep)[0].to(times)
         if bool(times[self._next] == now):

@@ -128,7 +128,7 @@ def _renamed(name: str) -> str:
 def _fields(state: Mapping[str, Tensor], reduce: float, lowest: int) -> dict[str, Any]:
     """The configuration that the shapes tell."""
     stem = state["decoder.0.conv.downconv.weight"]
-    blocks = []
+    blocks = []  # type: ignore[var-annotated]
     while (weight := state.get(f"decoder.{len(blocks) + 1}.conv.upconv.0.weight")) is not None:
         blocks.append(weight)
     inputs = [w.shape[1] for w in (*blocks, state["head_layer.weight"])]
