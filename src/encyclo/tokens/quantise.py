@@ -95,9 +95,10 @@ def quantise_best(values: Float[Tensor, "*shape"], bits: int, *, longer_than: in
     Tried are one range for the tensor and, for every axis longer than `longer_than`, ranges along that axis: for
     embeddings [frames, d, h, w], one range for each coordinate over all frames.
     """
-    axes = [None, *(axis for axis, length in enumerate(values.shape) if length > longer_than)]
-    tried = [quantise(values, bits, axis=axis) for axis in axes]
-    errors = [float((q.dequantise() - values).abs().mean()) if values.numel() else 0.0 for q in tried]
+    x = values.detach()
+    axes = [None, *(axis for axis, length in enumerate(x.shape) if length > longer_than)]
+    tried = [quantise(x, bits, axis=axis) for axis in axes]
+    errors = [float((q.dequantise() - x).abs().mean()) if x.numel() else 0.0 for q in tried]
     return tried[errors.index(min(errors))]
 
 
