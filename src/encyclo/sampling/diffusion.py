@@ -12,10 +12,11 @@ from encyclo.config import Config
 
 
 class NoiseSchedule(Config):
-    """The forward process: T steps with variances beta_t, prediction of the noise."""
+    """The forward process: T steps with variances beta_t; and what the network predicts."""
 
     train_steps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    prediction: Literal["noise", "velocity"] = "noise"
     clip_sample: bool = True
     """Clip the predicted clean sample to [-1, 1]: right for pixels, wrong for unbounded latents."""
 
@@ -24,7 +25,10 @@ class NoiseSchedule(Config):
         from diffusers import DDPMScheduler
 
         return DDPMScheduler(
-            num_train_timesteps=self.train_steps, beta_schedule=self.beta_schedule, clip_sample=self.clip_sample
+            num_train_timesteps=self.train_steps,
+            beta_schedule=self.beta_schedule,
+            clip_sample=self.clip_sample,
+            prediction_type="epsilon" if self.prediction == "noise" else "v_prediction",
         )
 
     def sampler(self, name: Literal["ddim", "dpm++", "ddpm"]) -> Any:
@@ -52,7 +56,7 @@ def sample(
     """Noise to samples, one network call and one scheduler step per time step.
 
     Args:
-        unet: predicts the noise; called as `unet(z, t, class_labels=..., return_dict=False)`.
+        unet: predicts the noise (or the velocity); called as `unet(z, t, class_labels=..., return_dict=False)`.
         scheduler: a diffusers scheduler.
         noise: z_T, of unit variance.
         steps: sampler steps.

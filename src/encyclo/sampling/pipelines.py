@@ -24,7 +24,10 @@ def open_pipeline(source: str) -> Any:
     if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/"))):
         raise InputError(f"there is no folder '{source}', and a hub id has the form owner/name")
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     last: Exception | None = None
     for local in (True, False):
         try:

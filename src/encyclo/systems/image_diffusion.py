@@ -48,7 +48,7 @@ class ImageDiffusionConfig(SystemConfig):
 
 
 class ImageDiffusion(System):
-    """A diffusion model trained by noise prediction (Ho et al. 2020) on images in [-1, 1].
+    """A diffusion model trained to predict noise or velocity (`noise.prediction`) on images in [-1, 1].
 
     Images are folded by pixel-unshuffle into a lossless "latent" of `channels * fold^2` channels. With classes, a
     classifier trained on the half of the images that the model never sees gives the features in which samples are
@@ -65,12 +65,13 @@ class ImageDiffusion(System):
         self.unet = config.unet.build(size=config.image_size // config.fold, channels=depth, classes=config.classes)
         self.judge = config.judge.build(channels=config.channels, classes=max(config.classes, 2))
         self.labels: list[str] = [str(i) for i in range(config.classes)]
+        self.noise_seed = 0  # of the noise that `evaluate` starts from
         self._started = False
 
     def start_from(self, prepared: "ImageDiffusion") -> None:
         """Take a trained model: the arms of an experiment then differ only in how they sample."""
         self.load_state_dict(prepared.state_dict())
-        self.labels = list(prepared.labels)
+        self.labels, self.noise_seed = list(prepared.labels), prepared.noise_seed
         self._started = True
 
     def fit(self, data: Splits, trainer: Trainer) -> None:

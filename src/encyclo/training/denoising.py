@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from encyclo.data.batches import Batches
-from encyclo.losses.denoising import noise_prediction
+from encyclo.losses.denoising import denoising_error
 from encyclo.training.config import TrainingConfig
 from encyclo.training.loss import Loss
 from encyclo.training.trainer import Trainer
@@ -36,7 +36,7 @@ def fit_denoiser(
     factor: int = 1,
     stage: str = "diffusion",
 ) -> None:
-    """Train a diffusers UNet to predict noise; at the end it holds the running average of its weights.
+    """Train a diffusers UNet to predict the noise (or velocity); it ends with the running average of its weights.
 
     Args:
         unet: called as `unet(noisy, t, class_labels=..., return_dict=False)`.
@@ -52,7 +52,7 @@ def fit_denoiser(
     def loss(batch: Mapping[str, Tensor]) -> Loss:
         clean = fold(batch["image"], factor)
         told = {"class_labels": batch["label"]} if labels is not None else {}
-        value = noise_prediction(
+        value = denoising_error(
             lambda noisy, times: unet(noisy, times, return_dict=False, **told)[0], clean, scheduler, trainer.generator
         )
         return Loss(value, float(len(clean)))
