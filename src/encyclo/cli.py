@@ -59,6 +59,10 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a place that cannot be read or written (a file where a folder must be made, say)
+        if error.filename is None:
+            raise
+        return _complain(f"'{error.filename}': {(error.strerror or 'failed').lower()}; name another place", 2)
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:

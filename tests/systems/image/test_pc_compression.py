@@ -10,6 +10,7 @@ import torch
 from PIL import Image as Pillow
 from tests.systems.contract import SystemContract
 
+from encyclo import cli
 from encyclo.data.images import write_image
 from encyclo.errors import InputError
 from encyclo.nn.chow_liu import Tree
@@ -201,6 +202,19 @@ def test_files_keep_their_names(tmp_path):
     out = system.decompress(blob, out=tmp_path / "back").value
     assert sorted(f.name for f in out.iterdir()) == ["00002.png", "a.png", "b.png"]
     assert np.array_equal(np.asarray(Pillow.open(out / "00002.png")), IMAGES[1, 0].numpy())
+
+
+def test_a_file_where_the_folder_should_be_is_told_in_one_line(tmp_path, capsys):
+    system = small()
+    system.save_pretrained(tmp_path / "run")
+    (tmp_path / "x.pc").write_bytes(system.encode_images(IMAGES))
+    (tmp_path / "there").write_text("mine")
+    out = str(tmp_path / "there")
+    assert cli.run(["decompress", str(tmp_path / "run"), str(tmp_path / "x.pc"), "--out", out]) == 2
+    told = capsys.readouterr().err.strip()
+    assert out in told
+    assert "\n" not in told
+    assert (tmp_path / "there").read_text() == "mine"
 
 
 def test_names_cannot_leave_the_folder(tmp_path):
