@@ -24,7 +24,7 @@ demo: $(STAMP) ## train and judge one system on bundled real data (about a minut
 	@unset OMP_NUM_THREADS; $(BIN)/python -m encyclo verify hnerv --preset smoke || test $$? -eq 3
 
 test: $(STAMP) ## the whole test suite
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(STAMP) ## format and lint
 	@$(BIN)/ruff format --check src tests tools benchmarks docs

@@ -21,7 +21,7 @@ def launch(out: Path, config: Path) -> list[dict[str, Any]]:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     command += ["--num_processes", "2", "--main_process_port", "0", "-m", "training.launched", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-6000:]
     (out / "log").write_text(done.stderr)
     return [json.loads((out / f"result-{rank}.json").read_text()) for rank in (0, 1)]
