@@ -120,6 +120,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     }
     print(json.dumps(result, indent=1))
     if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if not all(value for name, value in checks.items() if isinstance(value, bool)):
         sys.exit("a check beside the clock failed")
