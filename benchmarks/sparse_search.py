@@ -138,7 +138,7 @@ def main() -> None:
     try:
         import seismic
 
-        approximate = SeismicIndex.Config(threads=1).build(vocabulary=VOCABULARY)
+        approximate = SeismicIndex.Config().build(vocabulary=VOCABULARY)
         approximate.add(rows)
         say("building Seismic (a minute or two) ...")
         _, builds["seismic"] = timed(approximate.build)

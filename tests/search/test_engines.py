@@ -28,7 +28,7 @@ def engines():
     return [
         ExactIndex.Config(),
         ExactIndex.Config(bits=8),
-        pytest.param(SeismicIndex.Config(cut=60, heap_factor=0.0, threads=1), marks=_needs("seismic")),
+        pytest.param(SeismicIndex.Config(cut=60, heap_factor=0.0), marks=_needs("seismic")),
         pytest.param(QdrantIndex.Config(), marks=_needs("qdrant_client")),
     ]
 
@@ -179,7 +179,7 @@ def test_a_missing_engine_names_its_wheel(monkeypatch, config, module, wheel):
 
 def test_seismic_says_nothing_on_the_output(capfd):
     pytest.importorskip("seismic")
-    index = SeismicIndex.Config(threads=1).build(vocabulary=VOCABULARY)
+    index = SeismicIndex.Config().build(vocabulary=VOCABULARY)
     index.add(SparseVectors.from_dense(made(20, 5)))
     index.build()
     assert capfd.readouterr().out == ""

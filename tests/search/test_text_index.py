@@ -241,7 +241,7 @@ def test_binary_files_are_left_out_and_said(texts, tmp_path):
 
 def test_a_slow_engine_is_kept_and_renewed(texts, tmp_path):
     pytest.importorskip("seismic")
-    config = SeismicIndex.Config(threads=1)
+    config = SeismicIndex.Config()
     index = opened(tmp_path / "index")
     index.update(texts, Words())
     assert find(index, "oak", config)[0].file == "sub/plants.md"
@@ -260,7 +260,7 @@ def test_engines_of_fewer_terms_are_kept_apart(texts, tmp_path):
     pytest.importorskip("seismic")
     index = opened(tmp_path / "index")
     index.update(texts, Words())
-    config = SeismicIndex.Config(threads=1, cut=50, heap_factor=0.0)
+    config = SeismicIndex.Config(cut=50, heap_factor=0.0)
     query = SparseVectors.from_rows([{term(word): 1.0 for word in ("an", "oak", "grows", "slowly")}], VOCABULARY)
     few = index.engine(config, top=1)[0].search(query, 1).scores
     whole = index.engine(config)[0].search(query, 1).scores

@@ -3,17 +3,19 @@
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
 from encyclo.config import Config
 from encyclo.errors import InputError
-from encyclo.search.hits import Hits, pad
+from encyclo.search.hits import Hits
 from encyclo.search.vectors import SparseVectors
 
 __all__ = ["SeismicIndex"]
@@ -45,7 +47,6 @@ class SeismicIndex:
         centroid_fraction: float = Field(0.1, gt=0, le=1)
         min_cluster: int = Field(2, ge=1)
         summary_energy: float = Field(0.4, gt=0, le=1)
-        threads: int = Field(0, ge=0, description="for the build; 0: all cores")
 
         def build(self, *, vocabulary: int) -> "SeismicIndex":
             """An empty index."""
@@ -58,11 +59,8 @@ class SeismicIndex:
             raise InputError("the engine 'seismic' is not installed: pip install pyseismic-lsr") from None
         self.config = config
         self.vocabulary = vocabulary
-        large = vocabulary > _SMALL_VOCABULARY
-        self._dataset: Any = seismic.SeismicDatasetLV if large else seismic.SeismicDataset
-        self._kind: Any = seismic.SeismicIndexLV if large else seismic.SeismicIndex
-        # queries name terms by strings of a fixed width: made once, so that a query only picks from them
-        self._names = np.arange(vocabulary).astype(seismic.get_seismic_string())
+        # the kind that knows terms and documents by their numbers: the other spends its time on strings of 400 bytes
+        self._kind: Any = seismic.SeismicIndexRawLV if vocabulary > _SMALL_VOCABULARY else seismic.SeismicIndexRaw
         self._parts: list[SparseVectors] = []
         self._count = 0
         self._index: Any = None
@@ -96,21 +94,15 @@ class SeismicIndex:
             return
         rows = SparseVectors.join(self._parts, self.vocabulary)
         self._parts = [rows]
-        dataset = self._dataset(dim=self.vocabulary)
-        dataset.add_documents_by_id(
-            np.arange(len(rows)).astype(str).tolist(),
-            rows.terms.numpy().astype(np.int64),
-            rows.weights.numpy(),
-            rows.starts.numpy(),
-        )
-        with _silent():
-            self._index = self._kind.build_from_dataset(
-                dataset,
+        with tempfile.TemporaryDirectory(prefix="encyclo-") as folder, _silent():
+            path = Path(folder) / "rows.bin"
+            _rows_for_seismic(rows).tofile(path)
+            self._index = self._kind.build(
+                str(path),
                 n_postings=self.config.postings,
                 centroid_fraction=self.config.centroid_fraction,
                 min_cluster_size=self.config.min_cluster,
                 summary_energy=self.config.summary_energy,
-                num_threads=self.config.threads,
             )
 
     def search(self, queries: SparseVectors, k: int = 10) -> Hits:
@@ -124,18 +116,19 @@ class SeismicIndex:
         if k < 1:
             raise InputError(f"k={k}: ask for at least one document")
         self.build()
-        starts, terms, weights = queries.starts.tolist(), queries.terms.numpy(), queries.weights.numpy()
-        cut, heap = self.config.cut, self.config.heap_factor
-        rows: list[tuple[list[int], list[float]]] = []
-        for a, b in pairwise(starts):
-            found = (
-                self._index.search("", self._names[terms[a:b]], weights[a:b], k, cut, heap)
-                if b > a and self._index is not None
-                else []
-            )
-            kept = [(int(name), score) for _, score, name in found if score > 0]
-            rows.append(([name for name, _ in kept], [score for _, score in kept]))
-        return pad(rows, k)
+        documents = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.zeros((len(queries), k), dtype=np.float32)
+        if self._index is not None:
+            terms, weights = queries.terms.numpy(), queries.weights.numpy()
+            cut, heap, find, known = self.config.cut, self.config.heap_factor, self._index.search, self._index.dim
+            for row, (a, b) in enumerate(pairwise(queries.starts.tolist())):
+                while b > a and terms[b - 1] >= known:  # a term of no document: they rise, so that it is the last
+                    b -= 1
+                found = find(terms[a:b], weights[a:b], k, cut, heap, 0, True) if b > a else ()
+                found = [hit for hit in found if hit[0] > 0]
+                if found:
+                    scores[row, : len(found)], documents[row, : len(found)] = zip(*found, strict=True)
+        return Hits(torch.from_numpy(documents), torch.from_numpy(scores))
 
     def save(self, folder: Path) -> None:
         """Write Seismic's own file, `folder/index.seismic`."""
@@ -143,8 +136,7 @@ class SeismicIndex:
         if self._index is None:
             raise InputError("an empty Seismic index cannot be saved: add documents first")
         with _silent():
-            self._index.save(str(folder / "lists"))
-        os.replace(folder / "lists.index.seismic", folder / "index.seismic")
+            self._index.save(str(folder / "index.seismic"))
 
     def load(self, folder: Path) -> None:
         """Take the file of a folder.
@@ -161,6 +153,19 @@ class SeismicIndex:
         if self._index.dim > self.vocabulary:
             raise InputError(f"'{path}' is over {self._index.dim} terms, not {self.vocabulary}: build the index again")
         self._count = self._index.len
+
+
+def _rows_for_seismic(rows: SparseVectors) -> np.ndarray[Any, np.dtype[np.uint32]]:
+    """Seismic's inner format: the number of rows, then of each its length, its terms and its weights (as float32)."""
+    starts, sizes = rows.starts.numpy(), rows.sizes.numpy()
+    words = np.empty(1 + len(rows) + 2 * len(rows.terms), dtype=np.uint32)
+    words[0] = len(rows)
+    first = 1 + np.arange(len(rows)) + 2 * starts[:-1]
+    words[first] = sizes
+    place = np.arange(len(rows.terms)) + np.repeat(first + 1 - starts[:-1], sizes)
+    words[place] = rows.terms.numpy()
+    words[place + np.repeat(sizes, sizes)] = rows.weights.numpy().view(np.uint32)
+    return words
 
 
 @contextlib.contextmanager
