@@ -11,7 +11,6 @@ from encyclo.metrics.retrieval import (
     average_precision,
     gains_at,
     ndcg,
-    paired_difference,
     rank,
     recall,
     reciprocal_rank,
@@ -76,15 +75,6 @@ def test_equals_trec_eval(seed):
     for name, values in ours.items():
         for i in range(queries):
             assert values[i].item() == pytest.approx(expected[str(i)][name], abs=1e-6), (name, i)
-
-
-def test_paired_difference_by_hand():
-    made = paired_difference(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 2.0, 1.0]))
-    assert made.mean == pytest.approx(4 / 3)
-    assert made.error == pytest.approx(math.sqrt(7 / 3) / math.sqrt(3))  # differences 1, 0, 3
-    assert made.ratio == pytest.approx(made.mean / made.error)
-    same = paired_difference(torch.ones(4), torch.ones(4))
-    assert (same.mean, same.ratio) == (0, 0)
 
 
 def test_a_task_from_pairs():

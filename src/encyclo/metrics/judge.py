@@ -7,8 +7,10 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from encyclo.data.augment import Augment
 from encyclo.data.batches import Batches
 from encyclo.metrics.frechet import frechet_distance, kernel_distance
+from encyclo.metrics.paired import Difference, paired_difference
 from encyclo.nn.small_classifier import SmallClassifier
 from encyclo.training.config import TrainingConfig
 from encyclo.training.loss import Loss
@@ -22,12 +24,24 @@ def fit_judge(
     trainer: Trainer,
     config: TrainingConfig,
     *,
+    augment: Augment | None = None,
     stage: str = "judge",
 ) -> None:
-    """Train the classifier, on images that the generator it is to judge has not seen."""
+    """Train the classifier, on images that the generator it is to judge has not seen.
+
+    Args:
+        judge: the classifier.
+        images: real images.
+        labels: their classes.
+        trainer: whose seed and device count.
+        config: budget.
+        augment: random crops and flips; None leaves the images as they are.
+        stage: name of the curve.
+    """
+    augment = augment or Augment()
 
     def loss(batch: Mapping[str, Tensor]) -> Loss:
-        scores = judge(_normalised(batch["image"]))
+        scores = judge(_normalised(augment(batch["image"])))
         return Loss(functional.cross_entropy(scores, batch["label"]), float(len(scores)))
 
     batches = Batches({"image": images, "label": labels}, config.batch_size, seed=trainer.seed)
@@ -63,6 +77,23 @@ def judged(
     if asked is not None:
         told["accuracy"] = accuracy(judge, drawn, asked)
     return told
+
+
+def kid_difference(
+    judge: SmallClassifier,
+    ours: UInt8[Tensor, "n c h w"],
+    theirs: UInt8[Tensor, "n c h w"],
+    real: UInt8[Tensor, "m c h w"],
+    *,
+    blocks: int = 8,
+) -> Difference:
+    """KID of ours - theirs, drawn from the same noise and classes, over blocks of the drawn images, with its error."""
+    known = features(judge, real)
+    kids = [
+        torch.tensor([kernel_distance(part, known) for part in features(judge, drawn).chunk(blocks)])
+        for drawn in (ours, theirs)
+    ]
+    return paired_difference(*kids)
 
 
 def _normalised(images: Tensor) -> Float[Tensor, "b c h w"]:

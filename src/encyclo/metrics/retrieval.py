@@ -1,10 +1,9 @@
-"""Ranking quality per query: nDCG, reciprocal rank, recall, average precision; and paired standard errors.
+"""Ranking quality per query: nDCG, reciprocal rank, recall, average precision.
 
 The definitions are trec_eval's: DCG is the sum of gain / log2(rank + 1), ranks from 1; nDCG divides it by the best
 that the judgements allow. A query without relevant documents scores 0.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,13 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
-    "Difference",
     "Judgements",
     "RetrievalTask",
     "average_precision",
     "gains_at",
     "ndcg",
-    "paired_difference",
     "rank",
     "recall",
     "reciprocal_rank",
@@ -148,23 +145,3 @@ def average_precision(ranked: Int[Tensor, "q n"], right: Judgements, k: int | No
 
 def _relevant(queries: int, right: Judgements) -> Int[Tensor, " q"]:
     return torch.bincount(right.queries[right.gains > 0], minlength=queries)[:queries]
-
-
-class Difference(NamedTuple):
-    """Mean of a paired difference and its standard error."""
-
-    mean: float
-    error: float
-
-    @property
-    def ratio(self) -> float:
-        """The mean in standard errors; 0 where all pairs are equal."""
-        if self.error == 0:
-            return 0.0 if self.mean == 0 else math.copysign(math.inf, self.mean)
-        return self.mean / self.error
-
-
-def paired_difference(ours: Float[Tensor, " q"], theirs: Float[Tensor, " q"]) -> Difference:
-    """Mean of ours - theirs over the same queries, with the standard error of that mean."""
-    difference = ours.double() - theirs.double()
-    return Difference(float(difference.mean()), float(difference.std() / math.sqrt(len(difference))))

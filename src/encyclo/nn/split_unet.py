@@ -29,6 +29,11 @@ class Features:
         """Number of samples."""
         return int(self.sample.shape[0])
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest feature map."""
+        return max(tensor.nbytes for tensor in _tensors(self.outputs))
+
 
 class _Encoded(Exception):
     """The encoder half is done; leaves the network's forward."""
@@ -158,6 +163,17 @@ class SplitUNet:
             for parent, key, module, replay in zip(parents, keys, self._modules, self._replays, strict=True):
                 parent._modules[key] = module
                 replay.output = None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, Mapping):
+        yield from _tensors(tuple(value.values()))
 
 
 def _tile(value: Any, count: int, batch: int | None) -> Any:

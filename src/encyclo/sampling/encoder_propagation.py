@@ -18,6 +18,8 @@ from encyclo.config import Config
 from encyclo.errors import InputError
 from encyclo.nn.split_unet import Features, SplitUNet
 
+_CPU_BYTES = 8 << 20
+
 PAPER_50 = (0, 1, 2, 3, 5, 10, 15, 25, 35)
 """Key steps of Stable Diffusion with 50 DDIM steps, counted from the noisiest."""
 
@@ -79,7 +81,8 @@ class Propagation(Config):
     tau: float = Field(0.5, ge=0, le=1)
     """Injection where t / T_train < tau."""
     max_batch: int | None = Field(None, ge=1)
-    """Largest decoder batch in samples; longer gaps are decoded in chunks, with the same numbers."""
+    """Largest decoder batch in samples; longer gaps are decoded in chunks, with the same numbers. None: the whole gap;
+    on a CPU only so many steps that no feature map exceeds 8 MiB, since beyond that a larger batch is slower."""
     reuse: Literal["encoder", "decoder"] = "encoder"
     """decoder: the opposite, as a control: the encoder runs at every step, the prediction is that of the key step."""
 
@@ -206,12 +209,20 @@ class EncoderPropagation:
         assert self._times is not None
         end = next((k for k in self._keys if k > index), len(self._times))
         batch = self._features.batch
-        chunk = max(1, self.config.max_batch // batch) if self.config.max_batch else end - index
+        chunk = self._steps_at_once(self._features)
         for start in range(index, end, chunk):
             stop = min(end, start + chunk)
             noise = self._decode(self._times[start:stop], conditions)
             self._ready |= dict(zip(range(start, stop), noise.split(batch), strict=True))
         return self._ready.pop(index)
+
+    def _steps_at_once(self, features: Features) -> int:
+        """How many steps' decoders run as one batch at most."""
+        if self.config.max_batch:
+            return max(1, self.config.max_batch // features.batch)
+        if features.sample.device.type != "cpu":
+            return len(self._times)  # type: ignore[arg-type]
+        return max(1, _CPU_BYTES // features.largest)
 
     def _decode(self, times: Tensor, conditions: Mapping[str, Any]) -> Tensor:
         assert self._features is not None

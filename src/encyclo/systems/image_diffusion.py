@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from encyclo.data import Splits
+from encyclo.data.augment import Augment
 from encyclo.data.images import to_tensor
 from encyclo.errors import InputError
 from encyclo.metrics.judge import fit_judge, judged
@@ -44,6 +45,8 @@ class ImageDiffusionConfig(SystemConfig):
     training: TrainingConfig = TrainingConfig(steps=1500, batch_size=64, optimiser=AdamW(lr=1e-3), ema=0.995)
     judging: TrainingConfig = TrainingConfig(steps=600, batch_size=64, optimiser=AdamW(lr=2e-3, weight_decay=0.05))
     """Training of the classifier whose features measure the samples."""
+    augment: Augment = Augment()
+    """Of the classifier's training images."""
     samples: int = Field(400, ge=8, description="images drawn for the metrics")
 
 
@@ -89,7 +92,7 @@ class ImageDiffusion(System):
         scheduler = config.noise.training_scheduler()
         fit_denoiser(self.unet, images[own], classes, scheduler, trainer, config.training, factor=config.fold)
         if config.classes:
-            fit_judge(self.judge, images[held], labels[held], trainer, config.judging)
+            fit_judge(self.judge, images[held], labels[held], trainer, config.judging, augment=config.augment)
 
     def images(self, rows: Any, *, learn_labels: bool = False) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]:
         """Images and class numbers of a table with the columns `image` and (with classes) `label`.

@@ -65,7 +65,7 @@ def terms_picture(model: SparseTextModel, text: str, *, longest: int, terms: int
     axis.set_title(_shortened(text), fontsize=9, loc="left")
     key: dict[str, Any] = {"stands in the text": _SAID, "added by the model": _ADDED}
     for label, colour in key.items():
-        axis.barh([], [], color=colour, label=label)
+        axis.barh([0], [0], color=colour, label=label)
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     caption = "The heaviest terms of a held-out text: those that stand in it, and those the model added."
     return from_figure(made, "terms", caption, docs=True)
