@@ -1,5 +1,6 @@
 """Optimisers from their configurations, on torch's fused kernels."""
 
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,8 +65,9 @@ class _Fused(torch.optim.Optimizer):
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it in its profiler
 
+    @abstractmethod
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        raise NotImplementedError
+        """One step of the kernel over parameters that have gradients."""
 
 
 class FusedAdamW(_Fused, torch.optim.AdamW):

@@ -373,91 +373,6 @@ def _fewer(config: FasterDiffusion.Config) -> int:
     return max(1, round(halves.sampling(keys, config.steps) / halves.sampling(1, 1)))
 
 
-def _compare(trial: Trial) -> dict[str, dict[str, float]]:
-    """Paired distance to full sampling, time of all arms taking turns, and the study of features."""
-    arms = {n: s for n, s in trial.systems.items() if isinstance(s, FasterDiffusion)}
-    full = arms["full"]
-    noise, labels = full.noise_and_labels(min(16, full.config.samples), seed=77 + trial.seed)
-    told: dict[str, dict[str, float]] = {name: {} for name in arms}
-
-    def drawn(name: str, **changes: Any) -> Tensor:
-        system = arms[name]
-        return system.draw(noise, labels, system.config.propagation.replace(**changes))[0]
-
-    with torch.no_grad():
-        for name, system in arms.items():
-            reference = arms["full" if system.config.sampler == "ddim" else "full-dpm"]
-            told[name]["mse_to_full"] = float((system.evaluated - reference.evaluated).square().mean())
-        gap = drawn("faster", mode="serial") - drawn("faster", mode="parallel")
-        told["faster"]["serial_parallel_gap"] = float(gap.abs().max())
-        timed = [name for name in ("full", "faster", "full-dpm", "faster-dpm") if name in arms]
-        seconds = interleaved({name: lambda name=name: drawn(name) for name in timed}, rounds=5)
-        macs_share = full.call_macs().share
-        time_share = encoder_time_share(full.unet, noise.to(full.device), full.conditions(labels))
-        study = full.study()
-        real, classes = full.images(trial.data.test)
-        if full.config.classes:
-            told["full"]["judge_accuracy_on_real"] = accuracy(full.judge, real, classes)
-    for name, value in seconds.items():
-        told[name]["draw_seconds"] = value
-    for ours, theirs in (("faster", "full"), ("faster-dpm", "full-dpm")):
-        if ours not in arms:
-            continue
-        config = arms[ours].config
-        skipped = 1 - len(key_steps(config.propagation.keys, config.steps)) / config.steps
-        macs = 1 - arms[ours].counted_macs(config.propagation) / arms[theirs].counted_macs(None)
-        saved = 1 - seconds[ours] / seconds[theirs]
-        if full.config.classes:
-            drawn_by = {n: unfold(arms[n].evaluated, full.config.fold) for n in (ours, theirs)}
-            difference = kid_difference(full.judge, drawn_by[ours], drawn_by[theirs], real)
-            kid, full_kid = trial.metrics[ours]["kid"], trial.metrics[theirs]["kid"]
-            told[ours] |= {
-                "kid_difference": difference.mean,
-                "kid_difference_error": difference.error,
-                "kid_excess": kid - max(1.15 * full_kid, full_kid + 2 * difference.error),
-            }
-        told[ours] |= {
-            "macs_saved": macs * 100,
-            "macs_error": abs(macs - skipped * macs_share) * 100,
-            "time_saved": saved * 100,
-            "time_over_macs": saved / macs,
-            "time_over_bound": saved / (skipped * time_share),
-        }
-    told["full"] |= {
-        "encoder_change": mean_change(study.change, "encoder"),
-        "decoder_change": mean_change(study.change, "decoder"),
-        "encoder_relative_change": mean_change(study.relative, "encoder"),
-        "decoder_relative_change": mean_change(study.relative, "decoder"),
-        "encoder_time_share": time_share * 100,
-        "encoder_macs_share": macs_share * 100,
-    }
-    return told
-
-
-def _pictures(trial: Trial) -> list[Picture]:
-    arms = {n: s for n, s in trial.systems.items() if isinstance(s, FasterDiffusion)}
-    full = arms["full"]
-    noise, labels = full.noise_and_labels(10, seed=3)
-    titles = {
-        "full": "every step in full",
-        "faster": "",
-        "no-injection": "the same without noise injection",
-        "decoder-propagation": "the control: decoder reused instead",
-        "fewer-steps": "plain, with fewer steps at the same cost",
-    }
-    keys = arms["faster"].config
-    titles["faster"] = f"encoder at {len(key_steps(keys.propagation.keys, keys.steps))} of {keys.steps} steps"
-    with torch.no_grad():
-        rows = {
-            title: unfold(arms[name].draw(noise, labels, arms[name].config.propagation)[0], full.config.fold)
-            for name, title in titles.items()
-            if name in arms
-        }
-        study = full.study()
-    caption = "The same noise and classes, sampled in five ways."
-    return [picture.grid(rows, "samples", caption, scale=2, docs=True), draw(study, docs=True)]
-
-
 def experiment(preset: Preset) -> Experiment:
     """One trained model; the arms differ only in how they sample from it, the seeds in the noise they start from."""
     if preset is Preset.PAPER:
@@ -665,3 +580,88 @@ def experiment(preset: Preset) -> Experiment:
         "drawn images. Time saved beyond the encoder's share is what larger decoder batches gain: little on a CPU; the "
         "paper's 41 % against 27 % of MACs is that effect on a GPU.",
     )
+
+
+def _compare(trial: Trial) -> dict[str, dict[str, float]]:
+    """Paired distance to full sampling, time of all arms taking turns, and the study of features."""
+    arms = {n: s for n, s in trial.systems.items() if isinstance(s, FasterDiffusion)}
+    full = arms["full"]
+    noise, labels = full.noise_and_labels(min(16, full.config.samples), seed=77 + trial.seed)
+    told: dict[str, dict[str, float]] = {name: {} for name in arms}
+
+    def drawn(name: str, **changes: Any) -> Tensor:
+        system = arms[name]
+        return system.draw(noise, labels, system.config.propagation.replace(**changes))[0]
+
+    with torch.no_grad():
+        for name, system in arms.items():
+            reference = arms["full" if system.config.sampler == "ddim" else "full-dpm"]
+            told[name]["mse_to_full"] = float((system.evaluated - reference.evaluated).square().mean())
+        gap = drawn("faster", mode="serial") - drawn("faster", mode="parallel")
+        told["faster"]["serial_parallel_gap"] = float(gap.abs().max())
+        timed = [name for name in ("full", "faster", "full-dpm", "faster-dpm") if name in arms]
+        seconds = interleaved({name: lambda name=name: drawn(name) for name in timed}, rounds=5)
+        macs_share = full.call_macs().share
+        time_share = encoder_time_share(full.unet, noise.to(full.device), full.conditions(labels))
+        study = full.study()
+        real, classes = full.images(trial.data.test)
+        if full.config.classes:
+            told["full"]["judge_accuracy_on_real"] = accuracy(full.judge, real, classes)
+    for name, value in seconds.items():
+        told[name]["draw_seconds"] = value
+    for ours, theirs in (("faster", "full"), ("faster-dpm", "full-dpm")):
+        if ours not in arms:
+            continue
+        config = arms[ours].config
+        skipped = 1 - len(key_steps(config.propagation.keys, config.steps)) / config.steps
+        macs = 1 - arms[ours].counted_macs(config.propagation) / arms[theirs].counted_macs(None)
+        saved = 1 - seconds[ours] / seconds[theirs]
+        if full.config.classes:
+            drawn_by = {n: unfold(arms[n].evaluated, full.config.fold) for n in (ours, theirs)}
+            difference = kid_difference(full.judge, drawn_by[ours], drawn_by[theirs], real)
+            kid, full_kid = trial.metrics[ours]["kid"], trial.metrics[theirs]["kid"]
+            told[ours] |= {
+                "kid_difference": difference.mean,
+                "kid_difference_error": difference.error,
+                "kid_excess": kid - max(1.15 * full_kid, full_kid + 2 * difference.error),
+            }
+        told[ours] |= {
+            "macs_saved": macs * 100,
+            "macs_error": abs(macs - skipped * macs_share) * 100,
+            "time_saved": saved * 100,
+            "time_over_macs": saved / macs,
+            "time_over_bound": saved / (skipped * time_share),
+        }
+    told["full"] |= {
+        "encoder_change": mean_change(study.change, "encoder"),
+        "decoder_change": mean_change(study.change, "decoder"),
+        "encoder_relative_change": mean_change(study.relative, "encoder"),
+        "decoder_relative_change": mean_change(study.relative, "decoder"),
+        "encoder_time_share": time_share * 100,
+        "encoder_macs_share": macs_share * 100,
+    }
+    return told
+
+
+def _pictures(trial: Trial) -> list[Picture]:
+    arms = {n: s for n, s in trial.systems.items() if isinstance(s, FasterDiffusion)}
+    full = arms["full"]
+    noise, labels = full.noise_and_labels(10, seed=3)
+    titles = {
+        "full": "every step in full",
+        "faster": "",
+        "no-injection": "the same without noise injection",
+        "decoder-propagation": "the control: decoder reused instead",
+        "fewer-steps": "plain, with fewer steps at the same cost",
+    }
+    keys = arms["faster"].config
+    titles["faster"] = f"encoder at {len(key_steps(keys.propagation.keys, keys.steps))} of {keys.steps} steps"
+    with torch.no_grad():
+        rows = {
+            title: unfold(arms[name].draw(noise, labels, arms[name].config.propagation)[0], full.config.fold)
+            for name, title in titles.items()
+            if name in arms
+        }
+        study = full.study()
+    caption = "The same noise and classes, sampled in five ways."
+    return [picture.grid(rows, "samples", caption, scale=2, docs=True), draw(study, docs=True)]

@@ -361,33 +361,9 @@ class Untrained(UntrainedEncoder):
 
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
+
 _SAMPLE = 10
 """Pictures in a sheet."""
-
-
-def _pictures(trial: Trial) -> list[Picture]:
-    made: list[Picture] = []
-    test = trial.data.test
-    chosen = test.select([i * len(test) // _SAMPLE for i in range(_SAMPLE)])  # splits may be sorted by class
-    for arm in ("cae", "cae-unaligned"):
-        system = trial.systems.get(arm)
-        if isinstance(system, CAE):
-            pixels = system.pictures_of(chosen, trial.data.peak)
-            rows = system._drawn(pixels, system.paths(pixels))
-            caption = (
-                "Test pictures; what the encoder sees; hidden patches predicted through the regressor; and from the"
-                f" encoder's own latents of the hidden patches ({'with' if arm == 'cae' else 'without'} alignment)."
-            )
-            made.append(bypass_sheet(rows, f"bypass-{arm}", caption, docs=True))
-    series = {
-        arm: [(step, value) for step, _, value in traced["alignment_mse"]]
-        for arm, traced in trial.curves.items()
-        if "alignment_mse" in traced
-    }
-    if series:
-        caption = "Squared error of predicted latents against the encoder's own, over the training steps."
-        made.append(curves(series, "alignment", caption, x="step", y="mean squared error", log_y=True, docs=True))
-    return made
 
 
 def _small(
@@ -488,6 +464,41 @@ def experiment(preset: Preset) -> Experiment:
     )
 
 
+def _paper() -> Experiment:
+    """1600 epochs of ImageNet-1K at batch 2048; the codes are those of a codebook of the same size learned there."""
+
+    def training(warmup: float) -> TrainingConfig:
+        return TrainingConfig(
+            steps=1_000_800,
+            batch_size=2048,
+            optimiser=AdamW(lr=1.5e-3, weight_decay=0.05),
+            schedule=Schedule(shape="cosine", warmup=warmup, final=1 / 150),
+            clip=3.0,
+            precision="bf16",
+        )
+
+    def stack(depth: int, heads: int, init: Init, scale: float) -> dict[str, Any]:
+        return {"depth": depth, "heads": heads, "bias": "qv", "layer_scale": scale, "drop_path": 0.1, "init": init}
+
+    def model(dim: int, depth: int, heads: int, init: Init, scale: float) -> CAE.Config:
+        return CAE.Config(
+            encoder=ViT.Config(dim=dim, blocks=ViTBlocks.Config(**stack(depth, heads, init, scale))),
+            regressor=LatentRegressor.Config(**stack(4, heads, init, scale)),
+            decoder=ViTBlocks.Config(**stack(4, heads, init, scale)),
+            training=training(40 / 1600),
+        )
+
+    return Experiment(
+        data="hf:ILSVRC/imagenet-1k",
+        systems={
+            "cae": model(768, 12, 12, "xavier", 0.1),
+            "cae-large": model(1024, 24, 16, "trunc_normal_rescaled", 1e-5),
+        },
+        claims=(),
+        columns=_COLUMNS,
+    )
+
+
 _COLUMNS = {
     "token_accuracy": "hidden codes right (%)",
     "bypass_accuracy": "bypass (%)",
@@ -502,6 +513,7 @@ _COLUMNS = {
     "knn": "kNN probe (%)",
     "fit_seconds": "training (s)",
 }
+
 
 _CLAIMS = (
     Claim(
@@ -551,36 +563,26 @@ _CLAIMS = (
 )
 
 
-def _paper() -> Experiment:
-    """1600 epochs of ImageNet-1K at batch 2048; the codes are those of a codebook of the same size learned there."""
-
-    def training(warmup: float) -> TrainingConfig:
-        return TrainingConfig(
-            steps=1_000_800,
-            batch_size=2048,
-            optimiser=AdamW(lr=1.5e-3, weight_decay=0.05),
-            schedule=Schedule(shape="cosine", warmup=warmup, final=1 / 150),
-            clip=3.0,
-            precision="bf16",
-        )
-
-    def stack(depth: int, heads: int, init: Init, scale: float) -> dict[str, Any]:
-        return {"depth": depth, "heads": heads, "bias": "qv", "layer_scale": scale, "drop_path": 0.1, "init": init}
-
-    def model(dim: int, depth: int, heads: int, init: Init, scale: float) -> CAE.Config:
-        return CAE.Config(
-            encoder=ViT.Config(dim=dim, blocks=ViTBlocks.Config(**stack(depth, heads, init, scale))),
-            regressor=LatentRegressor.Config(**stack(4, heads, init, scale)),
-            decoder=ViTBlocks.Config(**stack(4, heads, init, scale)),
-            training=training(40 / 1600),
-        )
-
-    return Experiment(
-        data="hf:ILSVRC/imagenet-1k",
-        systems={
-            "cae": model(768, 12, 12, "xavier", 0.1),
-            "cae-large": model(1024, 24, 16, "trunc_normal_rescaled", 1e-5),
-        },
-        claims=(),
-        columns=_COLUMNS,
-    )
+def _pictures(trial: Trial) -> list[Picture]:
+    made: list[Picture] = []
+    test = trial.data.test
+    chosen = test.select([i * len(test) // _SAMPLE for i in range(_SAMPLE)])  # splits may be sorted by class
+    for arm in ("cae", "cae-unaligned"):
+        system = trial.systems.get(arm)
+        if isinstance(system, CAE):
+            pixels = system.pictures_of(chosen, trial.data.peak)
+            rows = system._drawn(pixels, system.paths(pixels))
+            caption = (
+                "Test pictures; what the encoder sees; hidden patches predicted through the regressor; and from the"
+                f" encoder's own latents of the hidden patches ({'with' if arm == 'cae' else 'without'} alignment)."
+            )
+            made.append(bypass_sheet(rows, f"bypass-{arm}", caption, docs=True))
+    series = {
+        arm: [(step, value) for step, _, value in traced["alignment_mse"]]
+        for arm, traced in trial.curves.items()
+        if "alignment_mse" in traced
+    }
+    if series:
+        caption = "Squared error of predicted latents against the encoder's own, over the training steps."
+        made.append(curves(series, "alignment", caption, x="step", y="mean squared error", log_y=True, docs=True))
+    return made

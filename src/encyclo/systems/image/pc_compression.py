@@ -252,13 +252,6 @@ class IDF(FactorisedFlowModel):
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
 
-def _prepare(data: Splits, trainer: Trainer, seed: int) -> Tree:
-    """The Chow-Liu tree of the training images, once for all arms."""
-    del seed
-    learner = PixelModel(PixelModelConfig(information_bins=16))
-    return learner.learn_tree(learner.pixels(data.train), data.peak + 1)
-
-
 NATURAL = {"train": (30, 187), "validation": (0, 30), "test": (187, 242)}
 """Frames of the film `bikes`; each part consists of whole shots, so that no scene is in two."""
 
@@ -281,6 +274,226 @@ def natural_crops() -> Splits:
     notes = ("frames are crops of films that were compressed with loss before",)
     name = "crops of bikes, bunny, carphone"
     return picture_splits(name, torch.cat([parts["train"], *more]), parts["validation"], parts["test"], notes=notes)
+
+
+def _em(steps: int, batch: int, full: int, *, eta: float = 0.8, final: float = 0.05, log: int = 10) -> dict[str, Any]:
+    return {
+        "training": TrainingConfig(
+            steps=steps,
+            batch_size=batch,
+            optimiser=SGD(lr=eta),
+            schedule=Schedule(shape="exponential", final=final),
+            log_every=log,
+            evaluate_every=4 * log,
+        ),
+        "full_batch": TrainingConfig(
+            steps=full, optimiser=SGD(lr=1.0), schedule=Schedule(shape="constant"), log_every=1
+        ),
+    }
+
+
+def _circuit(latents: int, *, weight: float = 2000.0, kappa: float = 1.0, own: float = 0.3) -> HiddenChowLiuTree.Config:
+    backoff = Backoff.Config(bins=12, weight=weight, own=own)
+    return HiddenChowLiuTree.Config(latents=latents, pseudo_count=kappa, backoff=backoff)
+
+
+def _latents(latents: int) -> HiddenChowLiuTree.Config:
+    """For a flow's latents, which crowd around one value: finer bins, less backed off."""
+    return HiddenChowLiuTree.Config(
+        latents=latents, pseudo_count=1.0, backoff=Backoff.Config(bins=32, weight=200.0, own=4.0)
+    )
+
+
+def _flowing(width: int, steps: int, batch: int, circuit: HiddenChowLiuTree.Config, em: dict[str, Any]) -> list[Any]:
+    """An integer flow alone, and the circuit on its latents."""
+    flow = IntegerFlow.Config(levels=2, rounds=1, translation=Translation.Config(width=width))
+    prior = DiscretisedLogistics.Config(components=3)
+    budget = TrainingConfig(steps=steps, batch_size=batch, optimiser=AdamW(lr=4e-3), schedule=Schedule(warmup=0.03))
+    return [
+        IDF.Config(density=FactorisedFlow.Config(flow=flow, prior=prior), training=budget),
+        PCCompression.Config(
+            circuit=circuit, flow=flow, flow_prior=prior, flow_training=budget, information_bins=16, **em
+        ),
+    ]
+
+
+def experiment(preset: Preset) -> Experiment:
+    """MNIST-type images: circuits of several sizes, plain trees, codecs; then digits, and crops of films for PC+IDF."""
+    if preset == Preset.SMOKE:
+        flowing = _flowing(8, 6, 64, _circuit(2, weight=64.0), _em(4, 200, 1, log=4))
+        return Experiment(
+            data="digits",
+            systems={
+                "pc-4": PCCompression.Config(circuit=_circuit(4, weight=64.0), **_em(12, 200, 1, log=4)),
+                "pc-2": PCCompression.Config(circuit=_circuit(2, weight=64.0), **_em(12, 200, 1, log=4)),
+                "chow-liu": ChowLiu.Config(weights=(64.0, 256.0), owns=(4.0,), parent_bins=(8, 17)),
+                "independent": IndependentPixels.Config(weights=(64.0,), owns=(4.0,)),
+            },
+            claims=_claims("pc-4", [("pc-4", "pc-2")], [("pc-4", "independent")], sizes=False),
+            seeds=1,
+            prepare=_prepare,
+            compare=_compare(4, dict(zip(("digits idf", "digits pc+idf"), flowing, strict=True)), {}, ("png", "xz")),
+            pictures=_pictures,
+            columns=_COLUMNS,
+            fairness=_FAIRNESS,
+        )
+    if preset == Preset.PAPER:
+        em = _em(11_700, 512, 10, eta=0.1, final=0.01, log=100)
+        return Experiment(
+            data="hf:ylecun/mnist",
+            systems={
+                f"pc-{m}": PCCompression.Config(shape=(1, 28, 28), values=256, circuit=_circuit(m, weight=64.0), **em)
+                for m in (16, 24, 32)
+            },
+            claims=[],
+            prepare=_prepare,
+        )
+    if preset == Preset.GPU:
+        em = _em(4000, 500, 5, final=0.02, log=50)
+        flows = dict(zip(("natural idf", "natural pc+idf"), _flowing(96, 4000, 128, _latents(64), em), strict=True))
+        sizes = {f"pc-{m}": PCCompression.Config(circuit=_circuit(m), shift=1, **em) for m in (64, 128, 32)}
+        return Experiment(
+            data="mnist-5k",
+            systems={**sizes, "chow-liu": ChowLiu.Config(), "independent": IndependentPixels.Config()},
+            claims=_claims(
+                "pc-64",
+                [("pc-64", "pc-32"), ("pc-128", "pc-64")],
+                [
+                    ("pc-64", "chow-liu"),
+                    ("chow-liu", "independent"),
+                    ("natural pc+idf", "natural idf"),
+                    ("natural pc+idf", "natural pc-64"),
+                ],
+            ),
+            seeds=1,
+            prepare=_prepare,
+            compare=_compare(24, {}, {**flows, "natural pc-64": PCCompression.Config(circuit=_circuit(64), **em)}),
+            pictures=_pictures,
+            columns=_COLUMNS,
+            fairness=_FAIRNESS + " The circuits' training images are shifted by up to a pixel, the rivals' are not.",
+        )
+    digits = {
+        "digits pc-16": PCCompression.Config(circuit=_circuit(16, weight=64.0), **_em(84, 200, 3)),
+        "digits chow-liu": ChowLiu.Config(weights=(16.0, 64.0, 256.0), owns=(4.0, 16.0), parent_bins=(4, 8, 12, 17)),
+        "digits independent": IndependentPixels.Config(weights=(1.0, 16.0), owns=(1.0, 16.0)),
+    }
+    em, short = _em(240, 200, 3), _em(120, 200, 3)
+    flows = dict(zip(("natural idf", "natural pc+idf"), _flowing(32, 1500, 32, _latents(16), short), strict=True))
+    natural = {**flows, "natural pc-16": PCCompression.Config(circuit=_circuit(16), **short)}
+    return Experiment(
+        data="mnist-5k",
+        systems={
+            "pc-16": PCCompression.Config(circuit=_circuit(16), **em),
+            "pc-8": PCCompression.Config(circuit=_circuit(8), **em),
+            "chow-liu": ChowLiu.Config(),
+            "independent": IndependentPixels.Config(),
+        },
+        claims=_claims(
+            "pc-16",
+            [("pc-16", "pc-8")],
+            [
+                ("pc-16", "chow-liu"),
+                ("chow-liu", "independent"),
+                ("digits pc-16", "digits chow-liu"),
+                ("digits pc-16", "digits best codec"),
+                ("natural pc+idf", "natural idf"),
+                ("natural pc+idf", "natural pc-16"),
+            ],
+        ),
+        seeds=2,
+        prepare=_prepare,
+        compare=_compare(24, digits, natural),
+        pictures=_pictures,
+        columns=_COLUMNS,
+        fairness=_FAIRNESS,
+    )
+
+
+_COLUMNS = {
+    "bits_per_dimension": "test, bits per pixel",
+    "train_bits_per_dimension": "training, bits per pixel",
+    "file_bits_per_dimension": "one file for all, bits per pixel",
+    "each_file_bits_per_dimension": "a stream or file each, bits per pixel",
+    "encode_mb_per_second": "encode, MB/s",
+    "encode_in_turn_mb_per_second": "encode in turns, median of 5, MB/s",
+    "decode_mb_per_second": "decode, MB/s",
+    "model_megabytes": "tables, MB (not counted in the bits)",
+}
+
+
+def _claims(
+    main: str, more: Sequence[tuple[str, str]], rivals: Sequence[tuple[str, str]], *, sizes: bool = True
+) -> list[Claim]:
+    """Claims about `main`; `more`: pairs (more latents, fewer); `rivals`: pairs (fewer bits, more bits).
+
+    `sizes`: also those that need images of some hundred pixels and hundreds of them.
+    """
+    bits = "bits_per_dimension"
+    claims = [
+        Claim(statement=statement, metric=metric, system=main, bound=1.0, kind="exact")
+        for statement, metric in (
+            ("every test image comes back bit for bit", "exact_images"),
+            ("and so from a stream of its own", "each_exact_images"),
+            ("and in a fresh process with another thread count", "exact_in_fresh_process"),
+            ("naive, structured and sweeping marginals give the same bytes", "same_bytes_by_all_schedules"),
+        )
+    ]
+    for system, rival in rivals:
+        statement = f"{system} needs fewer bits than {rival}"
+        claims.append(Claim(statement=statement, metric=bits, system=system, rival=rival, better="lower"))
+    for large, small in more:
+        statement, metric = "more latent states fit the training images better", "train_bits_per_dimension"
+        claims.append(Claim(statement=statement, metric=metric, system=large, rival=small, better="lower"))
+
+    def against(statement: str, metric: str, rival: str, rival_metric: str, **how: Any) -> Claim:
+        how = {"better": "lower", **how}
+        return Claim(statement=statement, metric=metric, system=main, rival=rival, rival_metric=rival_metric, **how)
+
+    claims += [
+        against("units evaluated for an image: at most (log2 D + 1) |p|", "units_per_circuit", main, "units_bound",
+            times=1.0),
+    ]  # fmt: skip
+    if not sizes:
+        return claims
+    natural = "natural pc+idf"
+    speed, whole = "encode_in_turn_mb_per_second", "file_bits_per_dimension"
+    return [
+        *claims,
+        against("at most 0.95 x the bits of the best codec in either packing", bits, "best codec", bits,
+            times=0.95, kind="target"),
+        against("the file of all test images is at most 0.2 % longer than theory", whole, main, bits,
+            times=1.002, kind="target"),
+        Claim(statement="a stream for each image costs at most 0.1 bit per pixel more than theory", better="lower",
+            metric="each_bits_over_theory", system=main, bound=0.1),
+        Claim(statement="at least 70 x fewer units than one pass for each pixel", metric="naive_over_structured_units",
+            system=main, bound=70.0),
+        Claim(statement="marginals for coding are at least 5 x as fast as naive ones", kind="speed", bound=5.0,
+            metric="naive_over_encode_seconds", system=main),
+        Claim(statement="the paper's own schedule is at least 5 x as fast as naive marginals", kind="speed", bound=5.0,
+            metric="naive_over_structured_seconds", system=main),
+        against("encodes at 0.1 x the speed of JPEG XL, effort 7, or more", speed, "jxl-7", speed,
+            better="higher", times=0.1, kind="speed"),
+        Claim(statement="through a flow, too, every image comes back bit for bit", kind="exact", bound=1.0,
+            metric="exact_images", system=natural),
+        Claim(statement="and so in a fresh process with another thread count", kind="exact", bound=1.0,
+            metric="exact_in_fresh_process", system=natural),
+    ]  # fmt: skip
+
+
+_FAIRNESS = (
+    "All models share one tree, the same training images and the same kind of smoothing; the rivals' strength of it and"
+    " their parent bins are chosen on the validation set in the run, the circuit's were chosen on it beforehand."
+    " The circuit of PC+IDF stands on the very flow that IDF trained: only the prior differs."
+    " Codecs are given both packings and count by the better one. The models' tables are not counted in any figure, and"
+    " they are larger than the test set."
+)
+
+
+def _prepare(data: Splits, trainer: Trainer, seed: int) -> Tree:
+    """The Chow-Liu tree of the training images, once for all arms."""
+    del seed
+    learner = PixelModel(PixelModelConfig(information_bins=16))
+    return learner.learn_tree(learner.pixels(data.train), data.peak + 1)
 
 
 def _compare(
@@ -394,216 +607,3 @@ def _rates(trial: Trial, prefix: str) -> Picture:
         "bits per pixel and colour of the test images (models: in theory, tables not counted; codecs: better packing)"
     )
     return rate_bars(found, models, f"{prefix.strip()}-rates".removeprefix("-"), label)
-
-
-_COLUMNS = {
-    "bits_per_dimension": "test, bits per pixel",
-    "train_bits_per_dimension": "training, bits per pixel",
-    "file_bits_per_dimension": "one file for all, bits per pixel",
-    "each_file_bits_per_dimension": "a stream or file each, bits per pixel",
-    "encode_mb_per_second": "encode, MB/s",
-    "encode_in_turn_mb_per_second": "encode in turns, median of 5, MB/s",
-    "decode_mb_per_second": "decode, MB/s",
-    "model_megabytes": "tables, MB (not counted in the bits)",
-}
-
-
-def _claims(
-    main: str, more: Sequence[tuple[str, str]], rivals: Sequence[tuple[str, str]], *, sizes: bool = True
-) -> list[Claim]:
-    """Claims about `main`; `more`: pairs (more latents, fewer); `rivals`: pairs (fewer bits, more bits).
-
-    `sizes`: also those that need images of some hundred pixels and hundreds of them.
-    """
-    bits = "bits_per_dimension"
-    claims = [
-        Claim(statement=statement, metric=metric, system=main, bound=1.0, kind="exact")
-        for statement, metric in (
-            ("every test image comes back bit for bit", "exact_images"),
-            ("and so from a stream of its own", "each_exact_images"),
-            ("and in a fresh process with another thread count", "exact_in_fresh_process"),
-            ("naive, structured and sweeping marginals give the same bytes", "same_bytes_by_all_schedules"),
-        )
-    ]
-    for system, rival in rivals:
-        statement = f"{system} needs fewer bits than {rival}"
-        claims.append(Claim(statement=statement, metric=bits, system=system, rival=rival, better="lower"))
-    for large, small in more:
-        statement, metric = "more latent states fit the training images better", "train_bits_per_dimension"
-        claims.append(Claim(statement=statement, metric=metric, system=large, rival=small, better="lower"))
-
-    def against(statement: str, metric: str, rival: str, rival_metric: str, **how: Any) -> Claim:
-        how = {"better": "lower", **how}
-        return Claim(statement=statement, metric=metric, system=main, rival=rival, rival_metric=rival_metric, **how)
-
-    claims += [
-        against("units evaluated for an image: at most (log2 D + 1) |p|", "units_per_circuit", main, "units_bound",
-            times=1.0),
-    ]  # fmt: skip
-    if not sizes:
-        return claims
-    natural = "natural pc+idf"
-    speed, whole = "encode_in_turn_mb_per_second", "file_bits_per_dimension"
-    return [
-        *claims,
-        against("at most 0.95 x the bits of the best codec in either packing", bits, "best codec", bits,
-            times=0.95, kind="target"),
-        against("the file of all test images is at most 0.2 % longer than theory", whole, main, bits,
-            times=1.002, kind="target"),
-        Claim(statement="a stream for each image costs at most 0.1 bit per pixel more than theory", better="lower",
-            metric="each_bits_over_theory", system=main, bound=0.1),
-        Claim(statement="at least 70 x fewer units than one pass for each pixel", metric="naive_over_structured_units",
-            system=main, bound=70.0),
-        Claim(statement="marginals for coding are at least 5 x as fast as naive ones", kind="speed", bound=5.0,
-            metric="naive_over_encode_seconds", system=main),
-        Claim(statement="the paper's own schedule is at least 5 x as fast as naive marginals", kind="speed", bound=5.0,
-            metric="naive_over_structured_seconds", system=main),
-        against("encodes at 0.1 x the speed of JPEG XL, effort 7, or more", speed, "jxl-7", speed,
-            better="higher", times=0.1, kind="speed"),
-        Claim(statement="through a flow, too, every image comes back bit for bit", kind="exact", bound=1.0,
-            metric="exact_images", system=natural),
-        Claim(statement="and so in a fresh process with another thread count", kind="exact", bound=1.0,
-            metric="exact_in_fresh_process", system=natural),
-    ]  # fmt: skip
-
-
-def _em(steps: int, batch: int, full: int, *, eta: float = 0.8, final: float = 0.05, log: int = 10) -> dict[str, Any]:
-    return {
-        "training": TrainingConfig(
-            steps=steps,
-            batch_size=batch,
-            optimiser=SGD(lr=eta),
-            schedule=Schedule(shape="exponential", final=final),
-            log_every=log,
-            evaluate_every=4 * log,
-        ),
-        "full_batch": TrainingConfig(
-            steps=full, optimiser=SGD(lr=1.0), schedule=Schedule(shape="constant"), log_every=1
-        ),
-    }
-
-
-def _circuit(latents: int, *, weight: float = 2000.0, kappa: float = 1.0, own: float = 0.3) -> HiddenChowLiuTree.Config:
-    backoff = Backoff.Config(bins=12, weight=weight, own=own)
-    return HiddenChowLiuTree.Config(latents=latents, pseudo_count=kappa, backoff=backoff)
-
-
-def _latents(latents: int) -> HiddenChowLiuTree.Config:
-    """For a flow's latents, which crowd around one value: finer bins, less backed off."""
-    return HiddenChowLiuTree.Config(
-        latents=latents, pseudo_count=1.0, backoff=Backoff.Config(bins=32, weight=200.0, own=4.0)
-    )
-
-
-def _flowing(width: int, steps: int, batch: int, circuit: HiddenChowLiuTree.Config, em: dict[str, Any]) -> list[Any]:
-    """An integer flow alone, and the circuit on its latents."""
-    flow = IntegerFlow.Config(levels=2, rounds=1, translation=Translation.Config(width=width))
-    prior = DiscretisedLogistics.Config(components=3)
-    budget = TrainingConfig(steps=steps, batch_size=batch, optimiser=AdamW(lr=4e-3), schedule=Schedule(warmup=0.03))
-    return [
-        IDF.Config(density=FactorisedFlow.Config(flow=flow, prior=prior), training=budget),
-        PCCompression.Config(
-            circuit=circuit, flow=flow, flow_prior=prior, flow_training=budget, information_bins=16, **em
-        ),
-    ]
-
-
-_FAIRNESS = (
-    "All models share one tree, the same training images and the same kind of smoothing; the rivals' strength of it and"
-    " their parent bins are chosen on the validation set in the run, the circuit's were chosen on it beforehand."
-    " The circuit of PC+IDF stands on the very flow that IDF trained: only the prior differs."
-    " Codecs are given both packings and count by the better one. The models' tables are not counted in any figure, and"
-    " they are larger than the test set."
-)
-
-
-def experiment(preset: Preset) -> Experiment:
-    """MNIST-type images: circuits of several sizes, plain trees, codecs; then digits, and crops of films for PC+IDF."""
-    if preset == Preset.SMOKE:
-        flowing = _flowing(8, 6, 64, _circuit(2, weight=64.0), _em(4, 200, 1, log=4))
-        return Experiment(
-            data="digits",
-            systems={
-                "pc-4": PCCompression.Config(circuit=_circuit(4, weight=64.0), **_em(12, 200, 1, log=4)),
-                "pc-2": PCCompression.Config(circuit=_circuit(2, weight=64.0), **_em(12, 200, 1, log=4)),
-                "chow-liu": ChowLiu.Config(weights=(64.0, 256.0), owns=(4.0,), parent_bins=(8, 17)),
-                "independent": IndependentPixels.Config(weights=(64.0,), owns=(4.0,)),
-            },
-            claims=_claims("pc-4", [("pc-4", "pc-2")], [("pc-4", "independent")], sizes=False),
-            seeds=1,
-            prepare=_prepare,
-            compare=_compare(4, dict(zip(("digits idf", "digits pc+idf"), flowing, strict=True)), {}, ("png", "xz")),
-            pictures=_pictures,
-            columns=_COLUMNS,
-            fairness=_FAIRNESS,
-        )
-    if preset == Preset.PAPER:
-        em = _em(11_700, 512, 10, eta=0.1, final=0.01, log=100)
-        return Experiment(
-            data="hf:ylecun/mnist",
-            systems={
-                f"pc-{m}": PCCompression.Config(shape=(1, 28, 28), values=256, circuit=_circuit(m, weight=64.0), **em)
-                for m in (16, 24, 32)
-            },
-            claims=[],
-            prepare=_prepare,
-        )
-    if preset == Preset.GPU:
-        em = _em(4000, 500, 5, final=0.02, log=50)
-        flows = dict(zip(("natural idf", "natural pc+idf"), _flowing(96, 4000, 128, _latents(64), em), strict=True))
-        sizes = {f"pc-{m}": PCCompression.Config(circuit=_circuit(m), shift=1, **em) for m in (64, 128, 32)}
-        return Experiment(
-            data="mnist-5k",
-            systems={**sizes, "chow-liu": ChowLiu.Config(), "independent": IndependentPixels.Config()},
-            claims=_claims(
-                "pc-64",
-                [("pc-64", "pc-32"), ("pc-128", "pc-64")],
-                [
-                    ("pc-64", "chow-liu"),
-                    ("chow-liu", "independent"),
-                    ("natural pc+idf", "natural idf"),
-                    ("natural pc+idf", "natural pc-64"),
-                ],
-            ),
-            seeds=1,
-            prepare=_prepare,
-            compare=_compare(24, {}, {**flows, "natural pc-64": PCCompression.Config(circuit=_circuit(64), **em)}),
-            pictures=_pictures,
-            columns=_COLUMNS,
-            fairness=_FAIRNESS + " The circuits' training images are shifted by up to a pixel, the rivals' are not.",
-        )
-    digits = {
-        "digits pc-16": PCCompression.Config(circuit=_circuit(16, weight=64.0), **_em(84, 200, 3)),
-        "digits chow-liu": ChowLiu.Config(weights=(16.0, 64.0, 256.0), owns=(4.0, 16.0), parent_bins=(4, 8, 12, 17)),
-        "digits independent": IndependentPixels.Config(weights=(1.0, 16.0), owns=(1.0, 16.0)),
-    }
-    em, short = _em(240, 200, 3), _em(120, 200, 3)
-    flows = dict(zip(("natural idf", "natural pc+idf"), _flowing(32, 1500, 32, _latents(16), short), strict=True))
-    natural = {**flows, "natural pc-16": PCCompression.Config(circuit=_circuit(16), **short)}
-    return Experiment(
-        data="mnist-5k",
-        systems={
-            "pc-16": PCCompression.Config(circuit=_circuit(16), **em),
-            "pc-8": PCCompression.Config(circuit=_circuit(8), **em),
-            "chow-liu": ChowLiu.Config(),
-            "independent": IndependentPixels.Config(),
-        },
-        claims=_claims(
-            "pc-16",
-            [("pc-16", "pc-8")],
-            [
-                ("pc-16", "chow-liu"),
-                ("chow-liu", "independent"),
-                ("digits pc-16", "digits chow-liu"),
-                ("digits pc-16", "digits best codec"),
-                ("natural pc+idf", "natural idf"),
-                ("natural pc+idf", "natural pc-16"),
-            ],
-        ),
-        seeds=2,
-        prepare=_prepare,
-        compare=_compare(24, digits, natural),
-        pictures=_pictures,
-        columns=_COLUMNS,
-        fairness=_FAIRNESS,
-    )

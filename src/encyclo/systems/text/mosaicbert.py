@@ -170,6 +170,7 @@ def from_checkpoint(source: str, *, tokenizer: str | None = None, length: int | 
 
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
+
 _LADDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("BERT", ()),
     ("+ unpadding", ("encoder.unpad=true",)),
@@ -178,6 +179,30 @@ _LADDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("+ 30 % masking", ("mask_ratio=0.3",)),
 )
 """From the rival to MosaicBERT, one switch after another (low-precision LayerNorm is for GPUs, attention is exact)."""
+
+
+def _few() -> Splits:
+    """Enough for the tests."""
+    whole = room.load("kjv", "text")
+    return replace(
+        whole,
+        name="kjv, 1,000 verses",
+        train=whole.train.select(range(0, 20_000, 20)),
+        validation=whole.validation.select(range(100)),
+        test=whole.test.select(range(200)),
+        fingerprint=f"{whole.fingerprint}-few",
+    )
+
+
+def _recipe(*, lr: float, **changes: Any) -> TrainingConfig:
+    paper = MosaicBERT.Config().training
+    optimiser = paper.optimiser.replace(lr=lr)
+    schedule = paper.schedule.replace(final=0.0)
+    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 10, **changes})
+
+
+def _undropped(config: MosaicBERT.Config) -> Mlp.Config | Glu.Config:
+    return config.encoder.feed_forward.replace(dropout=0.0)
 
 
 def experiment(preset: Preset) -> Experiment:
@@ -319,30 +344,6 @@ def experiment(preset: Preset) -> Experiment:
         "15 % masking. Every evaluation hides the same 15 % of the same held-out tokens. Beside equal time stands, for "
         "one seed, MosaicBERT trained for no more steps than BERT got.",
     )
-
-
-def _few() -> Splits:
-    """Enough for the tests."""
-    whole = room.load("kjv", "text")
-    return replace(
-        whole,
-        name="kjv, 1,000 verses",
-        train=whole.train.select(range(0, 20_000, 20)),
-        validation=whole.validation.select(range(100)),
-        test=whole.test.select(range(200)),
-        fingerprint=f"{whole.fingerprint}-few",
-    )
-
-
-def _recipe(*, lr: float, **changes: Any) -> TrainingConfig:
-    paper = MosaicBERT.Config().training
-    optimiser = paper.optimiser.replace(lr=lr)
-    schedule = paper.schedule.replace(final=0.0)
-    return TrainingConfig(**{"optimiser": optimiser, "schedule": schedule, "evaluate_every": 10, **changes})
-
-
-def _undropped(config: MosaicBERT.Config) -> Mlp.Config | Glu.Config:
-    return config.encoder.feed_forward.replace(dropout=0.0)
 
 
 @torch.no_grad()
