@@ -18,7 +18,8 @@ class NoiseSchedule(Config):
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
     prediction: Literal["noise", "velocity"] = "noise"
     clip_sample: bool = True
-    """Clip the predicted clean sample to [-1, 1]: right for pixels, wrong for unbounded latents."""
+    """Clip the predicted clean sample to [-1, 1]: for pixels under a noisy sampler; wrong for unbounded latents, and a
+    deterministic sampler loses contrast by it."""
 
     def training_scheduler(self) -> Any:
         """diffusers' DDPMScheduler, which adds noise in training."""
@@ -28,6 +29,7 @@ class NoiseSchedule(Config):
             num_train_timesteps=self.train_steps,
             beta_schedule=self.beta_schedule,
             clip_sample=self.clip_sample,
+            timestep_spacing="trailing",  # from the last step on, where z_T is pure noise (Lin et al. 2023)
             prediction_type="epsilon" if self.prediction == "noise" else "v_prediction",
         )
 

@@ -397,11 +397,11 @@ def experiment(preset: Preset) -> Experiment:
     elif preset is Preset.LAPTOP:
         base = base.replace(
             unet=ClassConditionalUNet.Config(layers=1),
-            noise=NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction="velocity"),
+            noise=NoiseSchedule(beta_schedule="squaredcos_cap_v2", prediction="velocity", clip_sample=False),
             judging=TrainingConfig(steps=1500, batch_size=64, optimiser=AdamW(lr=2e-3, weight_decay=0.05)),
             augment=Augment(scale=(0.7, 1.0), ratio=(0.85, 1.18)),
             training=TrainingConfig(
-                steps=2500,
+                steps=3000,
                 batch_size=32,
                 optimiser=AdamW(lr=2e-3),
                 ema=0.99,

@@ -439,7 +439,7 @@ def experiment(preset: Preset) -> Experiment:
         # batches: what is short here is steps. Masks patch by patch: a rectangle of this grid would be half a digit.
         data, seeds = "mnist-5k", 3
         training = TrainingConfig(
-            steps=1400,
+            steps=2800,
             batch_size=32,
             optimiser=AdamW(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.05),
             schedule=Schedule(warmup=0.1),

@@ -568,7 +568,72 @@ SMALL_K = (4, 8, 16)
 """So few features or neurons are kept where the curves are compared."""
 
 
-_KINDS: dict[str, Literal["transcoder", "sae"]] = {"tc": "transcoder", "sae": "sae"}
+def _points(trial: Trial, kind: str) -> list[tuple[float, float]]:
+    """(L0, cross-entropy) of all arms of one kind."""
+    return sorted((m["l0"], m["ce"]) for name, m in trial.metrics.items() if name.startswith(kind) and m["l0"] > 0)
+
+
+def _compare(trial: Trial, *, quick: bool = False) -> dict[str, dict[str, float]]:
+    """The Pareto gap at equal L0, exactness, causal tests of circuits, features against neurons."""
+    rivals = [name for name in trial.metrics if name.startswith(("tc", "sae"))]
+    names = [name for name in rivals if name.startswith("tc")]
+    told: dict[str, dict[str, float]] = {name: {} for name in names}
+    gap = gap_at_equal_sparsity(_points(trial, "tc"), _points(trial, "sae"))
+    told[names[0]] |= {"ce_over_sae": gap.pop("gap"), **gap}
+    told[names[0]]["worst_recovered"] = min(trial.metrics[name]["recovered"] for name in rivals)
+    circuits = trial.systems["circuits"]
+    assert isinstance(circuits, Transcoders)
+    contexts = trial.prepared.test.contexts.to(circuits.device)
+    told["circuits"] = {
+        **exactness(circuits.view, circuits.trained, [c[:24] for c in contexts[:2]]),
+        **ablation_test(
+            circuits.view, circuits.trained, [c[:48] for c in contexts], seed=trial.seed, roots=3 if quick else 20
+        ),
+    }
+    prompts, answers = _brackets(circuits)
+    every, numbers = (6, SMALL_K) if quick else (1, (0, 2, *SMALL_K, 32, 64, 128))
+
+    def behaviour(layer: int, kept: tuple[int, ...]) -> dict[str, float]:
+        dictionary = circuits.dictionary(layer)
+        return features_and_neurons(circuits.view, dictionary, layer, prompts[::every], answers[::every], kept=kept)
+
+    without = {layer: behaviour(layer, (0,)) for layer in circuits.config.layers}
+    # where the model itself needs its MLP most for this behaviour
+    layer = max(without, key=lambda n: without[n]["behaviour_whole"] - without[n]["behaviour_neurons_0"])
+    kept = {"behaviour_layer": float(layer), **behaviour(layer, numbers)}
+    for rest in ("neurons", "neurons_mean"):
+        kept[f"features_over_{rest}"] = min(
+            kept[f"behaviour_features_{k}"] - kept[f"behaviour_{rest}_{k}"] for k in SMALL_K
+        )
+    told["circuits"] |= kept
+    return told
+
+
+def _brackets(system: Transcoders) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Lines of code in which one bracket is open, with the bracket that closes it and the one that does not."""
+    words = ("value", "items", "data", "name", "index", "total", "count", "key", "row", "text", "result", "number")
+    lines = [f"x = {stem}{word}" for word in words for stem in ("print(", "len(", "table[", "cells[")]
+    round_, square = system._single(")"), system._single("]")
+    answers = [(round_, square) if "(" in line else (square, round_) for line in lines]
+    return [system._ids(line, longest=64)[0] for line in lines], answers
+
+
+def _pictures(trial: Trial) -> list[Picture]:
+    series = {title: _points(trial, kind) for kind, title in (("tc", "transcoder"), ("sae", "sparse autoencoder"))}
+    pareto = pareto_picture(series, next(iter(trial.metrics.values()))["ce_model"], docs=True)
+    kept = next(m for m in trial.metrics.values() if "behaviour_whole" in m)
+    behaviour = behaviour_picture(kept, "how far the right closing bracket is preferred, logits", docs=True)
+    system = trial.systems["circuits"]
+    assert isinstance(system, Transcoders)
+    layer = system.config.layers[-1]
+    with torch.no_grad():
+        ids, _ = system._ids("In the beginning God created the heaven and the earth", longest=64)
+        attribution = Attribution(system.view, system.view.trace(ids, layer + 1), system.trained)
+        token = len(ids) - 1
+        feature = int(attribution.features[layer][token].argmax())
+        reader = attribution.feature_reader(layer, feature, token)
+        found = find_circuit(attribution, reader, f"feature {layer}/{feature}", system._token, branches=10)
+    return [pareto, behaviour, found.drawing(docs=True)]
 
 
 def experiment(preset: Preset) -> Experiment:
@@ -710,69 +775,4 @@ def experiment(preset: Preset) -> Experiment:
     )
 
 
-def _points(trial: Trial, kind: str) -> list[tuple[float, float]]:
-    """(L0, cross-entropy) of all arms of one kind."""
-    return sorted((m["l0"], m["ce"]) for name, m in trial.metrics.items() if name.startswith(kind) and m["l0"] > 0)
-
-
-def _compare(trial: Trial, *, quick: bool = False) -> dict[str, dict[str, float]]:
-    """The Pareto gap at equal L0, exactness, causal tests of circuits, features against neurons."""
-    rivals = [name for name in trial.metrics if name.startswith(("tc", "sae"))]
-    names = [name for name in rivals if name.startswith("tc")]
-    told: dict[str, dict[str, float]] = {name: {} for name in names}
-    gap = gap_at_equal_sparsity(_points(trial, "tc"), _points(trial, "sae"))
-    told[names[0]] |= {"ce_over_sae": gap.pop("gap"), **gap}
-    told[names[0]]["worst_recovered"] = min(trial.metrics[name]["recovered"] for name in rivals)
-    circuits = trial.systems["circuits"]
-    assert isinstance(circuits, Transcoders)
-    contexts = trial.prepared.test.contexts.to(circuits.device)
-    told["circuits"] = {
-        **exactness(circuits.view, circuits.trained, [c[:24] for c in contexts[:2]]),
-        **ablation_test(
-            circuits.view, circuits.trained, [c[:48] for c in contexts], seed=trial.seed, roots=3 if quick else 20
-        ),
-    }
-    prompts, answers = _brackets(circuits)
-    every, numbers = (6, SMALL_K) if quick else (1, (0, 2, *SMALL_K, 32, 64, 128))
-
-    def behaviour(layer: int, kept: tuple[int, ...]) -> dict[str, float]:
-        dictionary = circuits.dictionary(layer)
-        return features_and_neurons(circuits.view, dictionary, layer, prompts[::every], answers[::every], kept=kept)
-
-    without = {layer: behaviour(layer, (0,)) for layer in circuits.config.layers}
-    # where the model itself needs its MLP most for this behaviour
-    layer = max(without, key=lambda n: without[n]["behaviour_whole"] - without[n]["behaviour_neurons_0"])
-    kept = {"behaviour_layer": float(layer), **behaviour(layer, numbers)}
-    for rest in ("neurons", "neurons_mean"):
-        kept[f"features_over_{rest}"] = min(
-            kept[f"behaviour_features_{k}"] - kept[f"behaviour_{rest}_{k}"] for k in SMALL_K
-        )
-    told["circuits"] |= kept
-    return told
-
-
-def _brackets(system: Transcoders) -> tuple[list[Tensor], list[tuple[int, int]]]:
-    """Lines of code in which one bracket is open, with the bracket that closes it and the one that does not."""
-    words = ("value", "items", "data", "name", "index", "total", "count", "key", "row", "text", "result", "number")
-    lines = [f"x = {stem}{word}" for word in words for stem in ("print(", "len(", "table[", "cells[")]
-    round_, square = system._single(")"), system._single("]")
-    answers = [(round_, square) if "(" in line else (square, round_) for line in lines]
-    return [system._ids(line, longest=64)[0] for line in lines], answers
-
-
-def _pictures(trial: Trial) -> list[Picture]:
-    series = {title: _points(trial, kind) for kind, title in (("tc", "transcoder"), ("sae", "sparse autoencoder"))}
-    pareto = pareto_picture(series, next(iter(trial.metrics.values()))["ce_model"], docs=True)
-    kept = next(m for m in trial.metrics.values() if "behaviour_whole" in m)
-    behaviour = behaviour_picture(kept, "how far the right closing bracket is preferred, logits", docs=True)
-    system = trial.systems["circuits"]
-    assert isinstance(system, Transcoders)
-    layer = system.config.layers[-1]
-    with torch.no_grad():
-        ids, _ = system._ids("In the beginning God created the heaven and the earth", longest=64)
-        attribution = Attribution(system.view, system.view.trace(ids, layer + 1), system.trained)
-        token = len(ids) - 1
-        feature = int(attribution.features[layer][token].argmax())
-        reader = attribution.feature_reader(layer, feature, token)
-        found = find_circuit(attribution, reader, f"feature {layer}/{feature}", system._token, branches=10)
-    return [pareto, behaviour, found.drawing(docs=True)]
+_KINDS: dict[str, Literal["transcoder", "sae"]] = {"tc": "transcoder", "sae": "sae"}
