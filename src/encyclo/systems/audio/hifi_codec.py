@@ -168,7 +168,6 @@ class Encodec(HifiCodec):
 
 # -- the experiment ----------------------------------------------------------------------------------------------------
 
-
 UNSEEN = "ru"
 """Language that is left out of training and tested apart."""
 
@@ -247,30 +246,6 @@ def _codec(
     )
 
 
-def _budget(steps: int, batch: int, lr: float, **more: Any) -> TrainingConfig:
-    schedule = Schedule(shape="exponential", warmup=0.02, final=0.1)
-    optimiser = AdamW(lr=lr, betas=(0.5, 0.9))
-    return TrainingConfig(steps=steps, batch_size=batch, optimiser=optimiser, schedule=schedule, **more)
-
-
-_WAVE = 10_000.0
-"""Weight of the squared error of the wave; about as large as the mel terms at the start."""
-
-
-_FIRST = Objective(mel=MelLoss.Config(weights=(4.5, 0.1, 0.1)), wave_square=_WAVE)
-"""Of the continuous stage: led by the wave. Led by the mel terms the phase is not learned in minutes."""
-
-
-_TINY = WaveDiscriminators.Config(
-    period=MultiPeriodDiscriminator.Config(periods=(2, 3), each=PeriodDiscriminator.Config(channels=(4, 8))),
-    scale=MultiScaleDiscriminator.Config(
-        scales=2, each=ScaleDiscriminator.Config(layers=((8, 15, 1, 1), (8, 41, 4, 4), (8, 5, 1, 1)))
-    ),
-    stft=MultiStftDiscriminator.Config(n_ffts=(128,), each=StftDiscriminator.Config(filters=2)),
-)
-"""All three families, for the tests."""
-
-
 def experiment(preset: Preset) -> Experiment:
     """Smoke, laptop: prompts at 8 kHz. GPU: at 16 kHz, full width, all discriminators. Paper: three configurations."""
     if preset is Preset.PAPER:
@@ -310,6 +285,26 @@ def experiment(preset: Preset) -> Experiment:
         columns=_COLUMNS,
         fairness=_FAIRNESS,
     )
+
+
+def _budget(steps: int, batch: int, lr: float, **more: Any) -> TrainingConfig:
+    schedule = Schedule(shape="exponential", warmup=0.02, final=0.1)
+    optimiser = AdamW(lr=lr, betas=(0.5, 0.9))
+    return TrainingConfig(steps=steps, batch_size=batch, optimiser=optimiser, schedule=schedule, **more)
+
+
+_WAVE = 10_000.0
+"""Weight of the squared error of the wave; about as large as the mel terms at the start."""
+_FIRST = Objective(mel=MelLoss.Config(weights=(4.5, 0.1, 0.1)), wave_square=_WAVE)
+"""Of the continuous stage: led by the wave. Led by the mel terms the phase is not learned in minutes."""
+_TINY = WaveDiscriminators.Config(
+    period=MultiPeriodDiscriminator.Config(periods=(2, 3), each=PeriodDiscriminator.Config(channels=(4, 8))),
+    scale=MultiScaleDiscriminator.Config(
+        scales=2, each=ScaleDiscriminator.Config(layers=((8, 15, 1, 1), (8, 41, 4, 4), (8, 5, 1, 1)))
+    ),
+    stft=MultiStftDiscriminator.Config(n_ffts=(128,), each=StftDiscriminator.Config(filters=2)),
+)
+"""All three families, for the tests."""
 
 
 def _gpu() -> Experiment:
@@ -376,148 +371,6 @@ def _gpu() -> Experiment:
             " a stage without quantiser (shared by all but EnCodec, whose halves are others). Codebooks: k-means."
         ),
     )
-
-
-_COLUMNS = {
-    "mel_distance": "log-mel L1",
-    "mel_distance_voiced": "log-mel L1, voiced",
-    "unseen_mel_distance": "log-mel L1, unseen language",
-    "stoi": "STOI",
-    "si_sdr": "SI-SDR (dB)",
-    "latent_error": "latent error / variance",
-    "perplexity": "perplexity",
-    "codes_used": "codes used",
-    "bits_per_second": "bit/s",
-    "bits_per_second_coded": "bit/s entropy-coded",
-    "table_parameters": "table numbers",
-    "search_macs": "search MAC/frame",
-    "sequential_steps": "searches in a row",
-}
-
-
-_QUALITY = (
-    Claim(
-        statement="at equal bits GRVQ reconstructs better than residual VQ: log-mel distance, beyond the seeds' spread",
-        metric="mel_distance",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        every_seed=False,
-        beyond_spread=True,
-    ),
-    Claim(
-        statement="and better than EnCodec's quantiser (running averages, k-means, restarts) at equal bits",
-        metric="mel_distance",
-        system="hifi-codec",
-        rival="rvq-4-ema",
-        better="lower",
-        every_seed=False,
-        beyond_spread=True,
-    ),
-    Claim(
-        statement="four codebooks come within 5 % of the log-mel distance of residual VQ with eight, at half the bits",
-        metric="mel_distance",
-        system="hifi-codec",
-        rival="rvq-8",
-        better="lower",
-        times=1.05,
-        every_seed=False,
-    ),
-    Claim(
-        statement="half the tables and half the search cost at most 5 % of log-mel distance against residual VQ",
-        metric="mel_distance",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        times=1.05,
-        kind="target",
-    ),
-    Claim(
-        statement="two levels of two groups reconstruct better than one level of four: log-mel distance at equal bits",
-        metric="mel_distance",
-        system="hifi-codec",
-        rival="pq-4",
-        better="lower",
-        every_seed=False,
-        beyond_spread=True,
-        kind="target",
-    ),
-    Claim(
-        statement="the same in a language that was not in training: lower log-mel distance than residual VQ",
-        metric="unseen_mel_distance",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        every_seed=False,
-        beyond_spread=True,
-    ),
-    Claim(
-        statement="no codebook has collapsed: the least perplexity is above a quarter of the codes",
-        metric="perplexity_least",
-        system="hifi-codec",
-        bound=64.0,
-        kind="target",
-    ),
-)
-
-
-_EXACT = (
-    Claim(
-        statement="GRVQ costs no more bits a second than residual VQ with as many codebooks",
-        metric="bits_per_second",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        times=1.0,
-        kind="exact",
-    ),
-    Claim(
-        statement="half the numbers in the code tables",
-        metric="table_parameters",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        times=0.5,
-        kind="exact",
-    ),
-    Claim(
-        statement="half the multiply-accumulates of the search",
-        metric="search_macs",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        times=0.5,
-        kind="exact",
-    ),
-    Claim(
-        statement="two sequential searches instead of four",
-        metric="sequential_steps",
-        system="hifi-codec",
-        rival="rvq-4",
-        better="lower",
-        times=0.5,
-        kind="exact",
-    ),
-    Claim(
-        statement="a file decoded in sections of half a second is the wave decoded whole (largest difference)",
-        metric="file_error",
-        system="hifi-codec",
-        better="lower",
-        bound=1e-5,
-        kind="exact",
-    ),
-)
-
-
-_FAIRNESS = (
-    "One continuous autoencoder per seed is copied into every arm; then every arm trains on the same batches for"
-    " the same steps with the same losses. In every arm the latent is first scaled to deviation 1, which changes no"
-    " wave and weighs the commitment; for arms with groups its axes are turned so that the groups are uncorrelated"
-    " (for residual VQ a turn changes nothing). Codebooks are set by k-means on the same latents. None of the three is"
-    " published, but the published uniform draw collapses on a trained encoder, and one that was never trained in"
-    " groups has none. No discriminators in this run: the claim tested is the quantiser's. The restart threshold of"
-    " rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
-)
 
 
 def _prepare(base: HifiCodec.Config) -> Any:
@@ -588,3 +441,142 @@ def _pictures(trial: Trial) -> list[Picture]:
         )
     made += heard(waves, rate, "The prompt")
     return made
+
+
+_QUALITY = (
+    Claim(
+        statement="at equal bits GRVQ reconstructs better than residual VQ: log-mel distance, beyond the seeds' spread",
+        metric="mel_distance",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        every_seed=False,
+        beyond_spread=True,
+    ),
+    Claim(
+        statement="and better than EnCodec's quantiser (running averages, k-means, restarts) at equal bits",
+        metric="mel_distance",
+        system="hifi-codec",
+        rival="rvq-4-ema",
+        better="lower",
+        every_seed=False,
+        beyond_spread=True,
+    ),
+    Claim(
+        statement="four codebooks come within 5 % of the log-mel distance of residual VQ with eight, at half the bits",
+        metric="mel_distance",
+        system="hifi-codec",
+        rival="rvq-8",
+        better="lower",
+        times=1.05,
+        every_seed=False,
+    ),
+    Claim(
+        statement="half the tables and half the search cost at most 5 % of log-mel distance against residual VQ",
+        metric="mel_distance",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        times=1.05,
+        kind="target",
+    ),
+    Claim(
+        statement="two levels of two groups reconstruct better than one level of four: log-mel distance at equal bits",
+        metric="mel_distance",
+        system="hifi-codec",
+        rival="pq-4",
+        better="lower",
+        every_seed=False,
+        beyond_spread=True,
+        kind="target",
+    ),
+    Claim(
+        statement="the same in a language that was not in training: lower log-mel distance than residual VQ",
+        metric="unseen_mel_distance",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        every_seed=False,
+        beyond_spread=True,
+    ),
+    Claim(
+        statement="no codebook has collapsed: the least perplexity is above a quarter of the codes",
+        metric="perplexity_least",
+        system="hifi-codec",
+        bound=64.0,
+        kind="target",
+    ),
+)
+
+_EXACT = (
+    Claim(
+        statement="GRVQ costs no more bits a second than residual VQ with as many codebooks",
+        metric="bits_per_second",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        times=1.0,
+        kind="exact",
+    ),
+    Claim(
+        statement="half the numbers in the code tables",
+        metric="table_parameters",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        times=0.5,
+        kind="exact",
+    ),
+    Claim(
+        statement="half the multiply-accumulates of the search",
+        metric="search_macs",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        times=0.5,
+        kind="exact",
+    ),
+    Claim(
+        statement="two sequential searches instead of four",
+        metric="sequential_steps",
+        system="hifi-codec",
+        rival="rvq-4",
+        better="lower",
+        times=0.5,
+        kind="exact",
+    ),
+    Claim(
+        statement="a file decoded in sections of half a second is the wave decoded whole (largest difference)",
+        metric="file_error",
+        system="hifi-codec",
+        better="lower",
+        bound=1e-5,
+        kind="exact",
+    ),
+)
+
+_COLUMNS = {
+    "mel_distance": "log-mel L1",
+    "mel_distance_voiced": "log-mel L1, voiced",
+    "unseen_mel_distance": "log-mel L1, unseen language",
+    "stoi": "STOI",
+    "si_sdr": "SI-SDR (dB)",
+    "latent_error": "latent error / variance",
+    "perplexity": "perplexity",
+    "codes_used": "codes used",
+    "bits_per_second": "bit/s",
+    "bits_per_second_coded": "bit/s entropy-coded",
+    "table_parameters": "table numbers",
+    "search_macs": "search MAC/frame",
+    "sequential_steps": "searches in a row",
+}
+
+_FAIRNESS = (
+    "One continuous autoencoder per seed is copied into every arm; then every arm trains on the same batches for"
+    " the same steps with the same losses. In every arm the latent is first scaled to deviation 1, which changes no"
+    " wave and weighs the commitment; for arms with groups its axes are turned so that the groups are uncorrelated"
+    " (for residual VQ a turn changes nothing). Codebooks are set by k-means on the same latents. None of the three is"
+    " published, but the published uniform draw collapses on a trained encoder, and one that was never trained in"
+    " groups has none. No discriminators in this run: the claim tested is the quantiser's. The restart threshold of"
+    " rvq-4-ema is EnCodec's 2, scaled to the vectors a code gets here."
+)
