@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
+from encyclo.errors import InputError
 from encyclo.experiment import environment
 from encyclo.search.exact import ExactIndex
 from encyclo.search.qdrant import QdrantIndex
@@ -136,21 +137,19 @@ def main() -> None:
     sizes = {"exact": ours.bytes, "exact, 8 bits": small.bytes}
 
     try:
-        import seismic
-
         approximate = SeismicIndex.Config().build(vocabulary=VOCABULARY)
         approximate.add(rows)
         say("building Seismic (a minute or two) ...")
         _, builds["seismic"] = timed(approximate.build)
-        names = [terms.astype(seismic.get_seismic_string()) for terms, _ in parts]
+        numbers = [terms.astype(np.int32) for terms, _ in parts]
         for cut, heap in SEISMIC:
             through = SeismicIndex.Config(cut=cut, heap_factor=heap).build(vocabulary=VOCABULARY)
             through._index, through._count = approximate._index, approximate._count
             arms[f"seismic {cut}/{heap}, direct"] = lambda i, cut=cut, heap=heap: [
-                int(name) for _, _, name in approximate._index.search("", names[i], parts[i][1], K, cut, heap)
+                document for _, document in approximate._index.search(numbers[i], parts[i][1], K, cut, heap, 0, True)
             ]
             arms[f"seismic {cut}/{heap}, encyclo"] = lambda i, index=through: index.search(singles[i], K).documents[0]
-    except ImportError:
+    except InputError:
         say("pyseismic-lsr is not installed: its arms are left out")
 
     truth = [set(plain(*part).tolist()) for part in parts]
