@@ -1,9 +1,13 @@
+from typing import Literal
+
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 
 from encyclo.errors import InputError
-from encyclo.sampling.diffusion import sample
+from encyclo.nn.split_unet import SplitUNet
+from encyclo.sampling import encoder_propagation
+from encyclo.sampling.diffusion import NoiseSchedule, sample
 from encyclo.sampling.encoder_propagation import (
     PAPER_50,
     EncoderPropagation,
@@ -131,3 +135,29 @@ def test_reusing_the_decoder_runs_the_encoder_at_every_step(unet: UNet2DModel) -
     with EncoderPropagation(unet, scheduler, Propagation(keys=(0, 5), reuse="decoder")) as running:
         sample(unet, scheduler, torch.randn(1, 1, 8, 8), steps=10)
     assert (running.counts.encoder_calls, running.counts.decoded) == (10, 2)
+
+
+def test_on_a_cpu_the_parallel_batch_stays_small(unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Feature maps beyond a size are slower than two of half the size; the numbers are those of serial decoding."""
+    scheduler = DDIMScheduler()
+    keys = Propagation(keys=(0, 10))
+    serial = run(unet, scheduler, keys.replace(mode="serial"))
+    one = SplitUNet(unet).encode(torch.randn(3, 1, 8, 8), 500).largest
+    assert one > 0
+    monkeypatch.setattr(encoder_propagation, "_CPU_BYTES", 2 * one)
+    noise = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with EncoderPropagation(unet, scheduler, keys) as running:
+        made = sample(unet, scheduler, noise, steps=12)
+    assert running.counts.largest_batch == 2 * 3
+    assert running.counts.decoded == 12
+    torch.testing.assert_close(made, serial, rtol=1e-4, atol=1e-4)
+    with EncoderPropagation(unet, scheduler, keys.replace(max_batch=9)) as running:
+        sample(unet, scheduler, noise, steps=12)
+    assert running.counts.largest_batch == 9, "a limit that was asked for counts"
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_samplers_start_where_there_is_only_noise(name: Literal["ddim", "dpm++"]) -> None:
+    scheduler = NoiseSchedule(train_steps=1000).sampler(name)
+    scheduler.set_timesteps(50)
+    assert int(scheduler.timesteps[0]) == 999

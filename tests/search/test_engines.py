@@ -183,3 +183,17 @@ def test_seismic_says_nothing_on_the_output(capfd):
     index.add(SparseVectors.from_dense(made(20, 5)))
     index.build()
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("vocabulary", [100, 70_000])
+def test_seismic_knows_empty_rows_and_terms_of_no_document(vocabulary):
+    """Documents are handed over as a packed file; the library itself stops the process at a term beyond the last."""
+    pytest.importorskip("seismic")
+    index = SeismicIndex.Config(heap_factor=0.0).build(vocabulary=vocabulary)
+    index.add(SparseVectors.from_rows([{1: 1.0, 5: 2.0}, {}, {2: 3.0, 5: 0.5}], vocabulary))
+    last = vocabulary - 1
+    queries = SparseVectors.from_rows([{5: 1.0}, {}, {last: 2.0}, {2: 1.0, last - 1: 1.0, last: 1.0}], vocabulary)
+    hits = index.search(queries, 3)
+    assert hits.documents.tolist() == [[0, 2, -1], [-1, -1, -1], [-1, -1, -1], [2, -1, -1]]
+    assert hits.scores[0].tolist() == [2.0, 0.5, 0.0]
+    assert hits.scores[3].tolist() == [3.0, 0.0, 0.0]
